@@ -1,0 +1,1 @@
+"""What every room shares: conventions, cameras, geometry, configs, seeds, console."""

@@ -1,0 +1,1 @@
+"""Files to scenes: readers, structure from motion, images under a memory budget, procedural worlds."""
