@@ -17,8 +17,13 @@ from scene_distill.core import seeds
 from scene_distill.core.errors import UserError
 from scene_distill.data.scene import Scene
 
-AREA_THRESHOLD = 0.1
-"""Share of a photograph's covered image area that a block must own for the photograph to train it."""
+AREA_THRESHOLD = 0.2
+"""A photograph trains a block that fills at least this much of it, relative to the photograph the block fills most.
+
+Relative, because a block smaller than a photograph's footprint never fills much of any: on 150 nadir photos of a suburb
+(aerial_sheffield), 0.2 keeps 88 %, 89 %, 91 % and 94 % of each block's observations with 4, 8, 16 and 32 blocks, where
+a fixed share of 0.1 keeps 96 %, 90 % and 70 % with 4, 8 and 16 (17 % in the worst block).
+"""
 
 RENDER_THRESHOLD = 0.05
 """1 - SSIM that a photograph must lose without a block: the paper's tau for Rubble and MatrixCity (0.03 elsewhere)."""
@@ -33,13 +38,15 @@ def assign_views(
 ) -> np.ndarray:
     """Which train view trains which block, [V, K] bool, from the points each view sees; rows as ``scene.train_frames``.
 
-    View v trains block b when b owns the spot v looks at (`view_spots`), or when b owns at least ``threshold`` of v's
-    covered image area (`area_shares`). Every view trains at least one block; a block that nobody chose gets the view
-    it is largest in. A block that no view sees stays without: see `empty_blocks`.
+    View v trains block b when b owns the spot v looks at (`view_spots`), or when b's share of v's covered image area
+    (`area_shares`) is at least ``threshold`` of b's largest share in any view. Every view trains at least one block,
+    every block that a view sees gets one; a block that no view sees stays without: see `empty_blocks`.
+    Raises `UserError` on a threshold outside (0, 1].
     """
     visibility = visibility if visibility is not None else observe(scene)
     shares = area_shares(scene, partition, visibility)
-    return _assigned(scene, partition, shares, threshold, visibility)
+    spots = partition.owner(view_spots(scene, partition, visibility))
+    return _assigned(shares, _checked(threshold) * shares.max(axis=0), spots)
 
 
 def assign_views_by_render(
@@ -60,24 +67,26 @@ def assign_views_by_render(
     visibility = visibility if visibility is not None else observe(scene)
     views = range(len(scene.train_frames))
     differences = [[render_difference(view, block) for block in range(len(partition))] for view in views]
-    return _assigned(scene, partition, np.asarray(differences, dtype=np.float64), threshold, visibility)
-
-
-def _assigned(
-    scene: Scene, partition: Partition, shares: np.ndarray, threshold: float, visibility: Visibility
-) -> np.ndarray:
-    """Views whose share [V, K] reaches the threshold or that look at the block; the best view for blocks left out."""
-    if not threshold > 0:
-        raise UserError(
-            f"an assignment threshold of {threshold} gives every photo to every block; use a number above 0"
-        )
-    assignment = shares >= threshold
     spots = partition.owner(view_spots(scene, partition, visibility))
+    return _assigned(np.asarray(differences, dtype=np.float64), _checked(threshold), spots)
+
+
+def _assigned(shares: np.ndarray, least: np.ndarray | float, spots: np.ndarray) -> np.ndarray:
+    """Views whose share [V, K] is positive and at least ``least`` ([K] or one for all), views whose spot [V] the block
+    owns, and for a block that has neither the view with its largest share, if any."""
+    assignment = (shares >= least) & (shares > 0)
     assignment[np.arange(len(assignment)), spots] = True
     for block in np.flatnonzero(~assignment.any(axis=0)):
         best = int(np.argmax(shares[:, block]))
         assignment[best, block] = shares[best, block] > 0
     return assignment
+
+
+def _checked(threshold: float) -> float:
+    """The threshold itself, if it lies in (0, 1]."""
+    if not 0 < threshold <= 1:
+        raise UserError(f"an assignment threshold of {threshold} is no share of a photo; use one above 0 and at most 1")
+    return threshold
 
 
 def area_shares(scene: Scene, partition: Partition, visibility: Visibility) -> np.ndarray:
@@ -134,7 +143,8 @@ def initial_points(
     """(own_ids, context_ids), sorted indices into ``scene.points``: what a block starts from.
 
     Own points lie in the block's cell; context points lie outside and are seen by the views that train the block, so
-    that those photographs can be explained whole while the block is alone in memory.
+    that those photographs can be explained whole while the block is alone in memory. With
+    ``visibility=observe(scene, by_projection=True)`` the context is all that their frustums hold, tracked or not.
     """
     visibility = visibility if visibility is not None else observe(scene)
     finite = np.flatnonzero(np.isfinite(scene.points).all(axis=1))

@@ -38,11 +38,12 @@ class Visibility:
         return np.bincount(self.point[self.near], minlength=count).astype(np.float64)
 
 
-def observe(scene: Scene) -> Visibility:
+def observe(scene: Scene, by_projection: bool = False) -> Visibility:
     """All observations of the train views, from the tracks (``Frame.seen``), or by projection where there are none.
 
-    Points behind their camera and non-finite points are dropped. Raises `UserError` when there are no train frames, no
-    points, or no view sees any point.
+    ``by_projection`` asks for the latter although there are tracks. Points behind their camera and non-finite points
+    are dropped, and so are far points found by projection, which are most likely hidden. Raises `UserError` when there
+    are no train frames, no points, or no view sees any point.
     """
     frames = scene.train_frames
     if not frames:
@@ -55,7 +56,7 @@ def observe(scene: Scene) -> Visibility:
         )
     finite = np.isfinite(scene.points).all(axis=1)
     everything = np.flatnonzero(finite)
-    by_projection = not any(len(frame.seen) for frame in frames)
+    by_projection = by_projection or not any(len(frame.seen) for frame in frames)
     columns: list[tuple[np.ndarray, ...]] = []
     depth_m = np.full(len(frames), np.nan)
     for index, frame in enumerate(frames):
@@ -69,8 +70,10 @@ def observe(scene: Scene) -> Visibility:
             continue
         ids, pixels, depth = ids[kept], pixels[kept], depth[kept]
         depth_m[index] = np.median(depth)
-        cells = np.clip(pixels / [camera.width, camera.height] * GRID, 0, GRID - 1).astype(np.int64)
         near = depth <= FAR_DEPTHS * depth_m[index]
+        if by_projection:
+            ids, pixels, near = ids[near], pixels[near], near[near]
+        cells = np.clip(pixels / [camera.width, camera.height] * GRID, 0, GRID - 1).astype(np.int64)
         columns.append((np.full(len(ids), index), ids, cells[:, 1] * GRID + cells[:, 0], near))
     if not columns:
         raise UserError(
