@@ -118,8 +118,7 @@ def measure(render: Tensor, photo: Tensor) -> dict[str, float]:
 
 
 def summarise(per_image: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means under each key and sample standard deviations under ``key + "_std"``, nerfstudio's names (psnr,
-    psnr_std).
+    """Means under each key and sample deviations under ``key + "_std"``: nerfstudio's psnr, psnr_std and so on.
 
     Every image must have the same keys, e.g. `measure`'s, with ``fps`` or others beside them; the order is kept. The
     deviation of a single image is 0. Raises `ValueError` on an empty list or differing keys.
