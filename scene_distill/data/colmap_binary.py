@@ -27,7 +27,7 @@ def read_cameras(path: Path) -> list[tuple[int, str, int, int, tuple[float, ...]
     """Rows (id, model, width, height, params) of a cameras.bin."""
     data = path.read_bytes()
     (count,), at = _COUNT.unpack_from(data), _COUNT.size
-    rows = []
+    rows: list[tuple[int, str, int, int, tuple[float, ...]]] = []
     for _ in range(count):
         camera_id, model, width, height = _CAMERA_HEAD.unpack_from(data, at)
         at += _CAMERA_HEAD.size

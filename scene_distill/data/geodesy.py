@@ -31,7 +31,7 @@ def read_gps(path: Path) -> tuple[float, float, float] | None:
 
 
 def enu_from_gps(positions: np.ndarray, origin: np.ndarray) -> np.ndarray:
-    """Local east, north, up [..., 3] in metres of positions [..., 3] = (lat, lon in degrees, alt in metres) about origin [3]."""
+    """Local east, north, up [..., 3] in metres about origin [3]; positions are (lat, lon in degrees, alt in metres)."""
     latitude, longitude = np.radians(origin[0]), np.radians(origin[1])
     sin_lat, cos_lat, sin_lon, cos_lon = np.sin(latitude), np.cos(latitude), np.sin(longitude), np.cos(longitude)
     enu_from_earth = np.array(
@@ -62,8 +62,8 @@ def _degrees(parts: tuple) -> float:
 def similarity(source: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
     """(scale, rotation [3, 3], translation [3]) with target ≈ scale · rotation · source + translation, least squares.
 
-    source and target [P, 3]; Umeyama, "Least-squares estimation of transformation parameters between two point patterns",
-    1991, eq. 39 to 42.
+    source and target [P, 3]; Umeyama, "Least-squares estimation of transformation parameters between two point
+    patterns", 1991, eq. 39 to 42.
     """
     source_mean, target_mean = source.mean(0), target.mean(0)
     source, target = source - source_mean, target - target_mean

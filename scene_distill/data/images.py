@@ -22,9 +22,9 @@ def read_photo(frame: Frame, width: int | None = None) -> Tensor:
 
     The size is exactly ``frame.camera.resized(width)``'s. Shrinking averages areas (a box filter for whole factors, an
     antialiasing Hamming filter otherwise); a JPEG is first decoded at 1/2, 1/4 or 1/8 when that still leaves twice the
-    asked size. Transparent pixels are composited on black. Pixels are taken as stored: an EXIF orientation is not applied,
-    because camera models (COLMAP's too) refer to the stored grid. Raises `UserError` when the file cannot be decoded or
-    does not have the camera's size.
+    asked size. Transparent pixels are composited on black. Pixels are taken as stored: an EXIF orientation is not
+    applied, because camera models (COLMAP's too) refer to the stored grid. Raises `UserError` when the file cannot be
+    decoded or does not have the camera's size.
     """
     camera = frame.camera
     target = camera if width is None else camera.resized(width)
@@ -45,10 +45,10 @@ def read_photo(frame: Frame, width: int | None = None) -> Tensor:
 
 
 class ImageCache:
-    """Photos of ``frames``, ``width`` pixels wide, least recently used dropped first so that at most ``budget_bytes`` stay.
+    """Photos of ``frames``, ``width`` pixels wide, at most ``budget_bytes`` of them: least recently used go.
 
-    A photo larger than the whole budget is decoded anew each time and never kept. Beside the budget, at most one photo per
-    asking thread and one in the prefetch thread is in the middle of being decoded. Safe to ask from several threads.
+    A photo larger than the whole budget is decoded anew each time and never kept. Beside the budget, at most one photo
+    per asking thread and one in the prefetch thread is being decoded. Safe to ask from several threads.
     """
 
     def __init__(self, frames: Iterable[Frame], width: int, budget_bytes: int) -> None:

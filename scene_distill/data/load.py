@@ -1,9 +1,9 @@
 """Files → scenes: recognise what a folder holds, check every photo, and hand over a `Scene` ready for training.
 
-Three layouts are understood, in this order: a COLMAP model beside its photos (images/ or images_N/ with sparse/0, sparse
-or colmap/sparse/0, binary or text), a nerfstudio transforms.json, and a folder of photos only, which goes through
-structure from motion first. A scene_info.json beside them may say the up axis, unit and origin; it never changes the
-split.
+Three layouts are understood, in this order: a COLMAP model beside its photos (images/ or images_N/ with sparse/0,
+sparse or colmap/sparse/0, binary or text), a nerfstudio transforms.json, and a folder of photos only, which goes
+through structure from motion first. A scene_info.json beside them may say the up axis, unit and origin; it never
+changes the split.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scene_distill.data.photo_files import PhotoFault, PhotoHeader, list_photos,
 from scene_distill.data.posed import PosedPhoto, PosedSet, Progress
 from scene_distill.data.scene import Frame, Scene
 from scene_distill.data.transforms import read_transforms
-from scene_distill.data.undistortion import pinhole_of, undistort_photo
+from scene_distill.data.undistortion import Undistorter
 from scene_distill.data.up_axis import up_axis
 from scene_distill.data.visibility import visible_points
 
@@ -151,14 +151,18 @@ def _held_out(
 def _checked(
     found: list[PosedPhoto], cache: Path, tell: Progress
 ) -> tuple[list[Frame], dict[str, str], dict[str, object]]:
-    """Frames by name with undistorted photos, the reasons of those left out, and what is worth noting about the rest."""
+    """Frames by name with undistorted photos, the reasons of those left out, and what is worth noting about the rest.
+
+    Photos of one camera are undistorted together, so that its sampling grid is made once.
+    """
     frames, faults, alpha, turned = [], {}, 0, 0
+    undistorter = Undistorter(cache)
     stage = "checking photos"
     if any(photo.lens is not None and not photo.lens.is_pinhole for photo in found):
         stage = "undistorting photos"
-    for done, photo in enumerate(sorted(found, key=lambda photo: photo.name), start=1):
+    for done, photo in enumerate(sorted(found, key=lambda photo: (repr(photo.lens), photo.name)), start=1):
         try:
-            frame, header = _frame(photo, cache)
+            frame, header = _frame(photo, undistorter)
         except PhotoFault as fault:
             faults[photo.name] = str(fault)
         else:
@@ -171,10 +175,10 @@ def _checked(
         noted["photos_with_alpha_on_black"] = alpha
     if turned:
         noted["exif_orientation_ignored"] = turned
-    return frames, faults, noted
+    return sorted(frames, key=lambda frame: frame.name), faults, noted
 
 
-def _frame(photo: PosedPhoto, cache: Path) -> tuple[Frame, PhotoHeader]:
+def _frame(photo: PosedPhoto, undistorter: Undistorter) -> tuple[Frame, PhotoHeader]:
     """The checked, undistorted frame of a photo; raises `PhotoFault` with the reason it cannot be used."""
     if photo.cam_from_world is None:
         raise PhotoFault("its pose is missing, given twice, not finite, or not a rotation")
@@ -190,7 +194,7 @@ def _frame(photo: PosedPhoto, cache: Path) -> tuple[Frame, PhotoHeader]:
         raise PhotoFault(f"the photo is {size[0]}x{size[1]} but its camera says {lens.width}x{lens.height}{hint}")
     path = photo.path
     if not lens.is_pinhole:
-        path, lens = undistort_photo(path, lens, cache), pinhole_of(lens)
+        path, lens = undistorter.undistort(path, lens)
     seen = photo.seen if photo.seen is not None else np.zeros(0, np.int64)
     return Frame(photo.name, path, lens.camera(photo.cam_from_world), seen), header
 

@@ -17,7 +17,7 @@ _ENDINGS = {"JPEG": (b"\xff\xd9", 2), "MPO": (b"\xff\xd9", 2), "PNG": (b"IEND\xa
 
 @dataclass(frozen=True)
 class PhotoHeader:
-    """What a photo's header says: stored size in pixels, whether it has transparency, its EXIF orientation (1 = upright)."""
+    """What a photo's header says: stored size in pixels, transparency, EXIF orientation (1 = upright)."""
 
     width: int
     height: int

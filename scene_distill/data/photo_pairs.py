@@ -6,6 +6,8 @@ are tried, about 30 n otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
@@ -40,9 +42,9 @@ def near_pairs(positions: np.ndarray, neighbours: int = NEIGHBOURS) -> Pairs:
 def alike_pairs(descriptors: list[np.ndarray], generator: np.random.Generator) -> Pairs:
     """Pairs of each photo with those that look most like it and those that follow it.
 
-    descriptors: per photo [K_c, 128] uint8 local features. Photos are compared by VLAD (Jégou et al., "Aggregating local
-    descriptors into a compact image representation", 2010): residuals to 64 words summed per word, signed square root,
-    unit length.
+    descriptors: per photo [K_c, 128] uint8 local features. Photos are compared by VLAD (Jégou et al., "Aggregating
+    local descriptors into a compact image representation", 2010): residuals to 64 words summed per word, signed square
+    root, unit length.
     """
     sample = np.concatenate([d[:: max(1, len(d) // 200)] for d in descriptors]).astype(np.float32)
     sample = sample[generator.permutation(len(sample))[:_TRAINING_DESCRIPTORS]]
@@ -67,5 +69,5 @@ def _vlad(descriptors: np.ndarray, words: np.ndarray, tree: cKDTree) -> np.ndarr
     return (rooted / max(float(np.linalg.norm(rooted)), 1e-12)).ravel()
 
 
-def _unique(pairs) -> Pairs:
+def _unique(pairs: Iterable[tuple[int, int]]) -> Pairs:
     return sorted({(min(i, j), max(i, j)) for i, j in pairs if i != j})

@@ -13,7 +13,6 @@ sizes and times: change a photo and everything is made anew. Undistortion happen
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,10 +24,12 @@ import numpy as np
 
 from scene_distill.core import seeds
 from scene_distill.core.errors import UserError
+from scene_distill.core.files import read_json, write_json
 from scene_distill.data import photo_pairs
 from scene_distill.data.geodesy import enu_from_gps, read_gps, similarity
 from scene_distill.data.photo_files import PhotoFault, list_photos, read_header
 from scene_distill.data.posed import Progress
+from scene_distill.data.undistortion import make_folder
 
 FEATURES = 4096
 """Features per photo: enough for 800-pixel photos, and matching time grows with its square."""
@@ -42,7 +43,7 @@ _COLLINEAR = 0.05
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Where the model is, the photos that could not be opened with the reason, and unit, origin and residual if aligned."""
+    """Where the model is, photos that could not be opened with the reason, and unit, origin and residual if aligned."""
 
     model: Path
     skipped: dict[str, str]
@@ -52,8 +53,8 @@ class Reconstruction:
 def reconstruct(folder: Path, cache: Path, progress: Progress) -> Reconstruction:
     """Cameras and points of the photos directly inside ``folder``, from ``cache`` when they have been made before.
 
-    Raises `UserError` when fewer than 3 photos can be opened, when they do not overlap, when pycolmap is missing, or when
-    the cache cannot be written.
+    Raises `UserError` when fewer than 3 photos can be opened, when they do not overlap, when pycolmap is missing, or
+    when the cache cannot be written.
     """
     names, sizes, skipped = _usable_photos(folder, progress)
     if len(names) < 3:
@@ -65,12 +66,7 @@ def reconstruct(folder: Path, cache: Path, progress: Progress) -> Reconstruction
             import pycolmap
         except ImportError as error:
             raise UserError("a folder of photos needs pycolmap; install it with: pip install pycolmap") from error
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {cache} ({error.strerror}); make it writable or copy the photos"
-            ) from error
+        make_folder(work)
         with _quiet(pycolmap):
             _extract(pycolmap, folder, work / "database.db", sizes, progress)
             _match(pycolmap, folder, work, names, progress)
@@ -79,8 +75,8 @@ def reconstruct(folder: Path, cache: Path, progress: Progress) -> Reconstruction
         shutil.rmtree(model, ignore_errors=True)
         model.mkdir()
         best.write_binary(model)
-        _write_atomically(told, json.dumps(metadata, indent=1))
-    return Reconstruction(model, skipped, json.loads(told.read_text(encoding="utf-8")))
+        write_json(told, metadata)
+    return Reconstruction(model, skipped, read_json(told))
 
 
 def _usable_photos(folder: Path, progress: Progress) -> tuple[list[str], dict[str, tuple[int, int]], dict[str, str]]:
@@ -235,9 +231,3 @@ def _quiet(pycolmap: Any) -> Iterator[None]:
         yield
     finally:
         pycolmap.logging.minloglevel = level
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -33,7 +33,7 @@ class PosedPhoto:
 
 @dataclass(frozen=True, eq=False)
 class PosedSet:
-    """Photos and points as a reader found them: points [P, 3] float64, colors [P, 3] uint8, ``test`` names if it splits."""
+    """Photos and points as a reader found them: points [P, 3] float64, colors [P, 3] uint8; ``test`` if it splits."""
 
     photos: list[PosedPhoto]
     points: np.ndarray

@@ -29,9 +29,9 @@ _ROTATION_TOLERANCE = 1e-3
 def read_transforms(path: Path) -> PosedSet:
     """The photos, points and split of the transforms.json at ``path``.
 
-    Intrinsics are those of the file, overridden by those of a frame; ``camera_angle_x`` stands in for a missing ``fl_x``,
-    the photo's own size for a missing ``w`` and ``h``. Raises `UserError` when the file is not JSON with a list of frames
-    or a lens is not perspective.
+    Intrinsics are those of the file, overridden by those of a frame; ``camera_angle_x`` stands in for a missing
+    ``fl_x``, the photo's own size for a missing ``w`` and ``h``. Raises `UserError` when the file is not JSON with a
+    list of frames or a lens is not perspective.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

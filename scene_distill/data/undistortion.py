@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 
 from scene_distill.core.errors import UserError
+from scene_distill.core.files import write_atomically
 from scene_distill.data.images import on_black
 from scene_distill.data.lens import Lens
 from scene_distill.data.photo_files import PhotoFault
@@ -41,8 +40,8 @@ def pinhole_of(lens: Lens) -> Lens:
             rays = np.full_like(points, np.nan)
         if not np.isfinite(rays).all() or np.abs(lens.distorted(rays) - points).max() > 1e-6:
             raise UserError(
-                f"the lens {lens} cannot be undistorted: its coefficients fold the image border over; calibrate it again "
-                "or crop the photos"
+                f"the lens {lens} cannot be undistorted: its coefficients fold the image border over; "
+                "calibrate it again or crop the photos"
             )
         sides.append(rays * [lens.fx, lens.fy])
     left, right = sides[0][:, 0].max(), sides[1][:, 0].min()
@@ -62,40 +61,60 @@ def undistorted_path(path: Path, lens: Lens, cache: Path) -> Path:
     return cache / f"{path.stem}-{hashlib.blake2b(token.encode(), digest_size=8).hexdigest()}.jpg"
 
 
-def undistort_photo(path: Path, lens: Lens, cache: Path) -> Path:
-    """The undistorted copy of the photo at ``path`` in the folder ``cache``, made unless it is there already.
+class Undistorter:
+    """Makes undistorted copies of photos in the folder ``cache``; keeps the sampling grid of the last lens.
 
-    The file appears under its name only when it is complete. Sampling is bilinear, transparency is composited on black,
-    JPEG quality 95 without chroma subsampling. Raises `PhotoFault` when the photo cannot be decoded and `UserError` when
-    the cache cannot be written.
+    Give it photos of one lens after another. A copy appears under its name only when it is complete, and one that is
+    there already is not made again, so work that was stopped goes on where it was.
     """
-    target = undistorted_path(path, lens, cache)
-    if target.is_file():
-        return target
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self._lens: Lens | None = None
+        self._pinhole: Lens | None = None
+        self._grid: torch.Tensor | None = None
+
+    def undistort(self, path: Path, lens: Lens) -> tuple[Path, Lens]:
+        """The undistorted copy of the photo at ``path``, which ``lens`` took, and the pinhole that fits the copy.
+
+        Sampling is bilinear, transparency is composited on black, JPEG quality 95 without chroma subsampling. Raises
+        `PhotoFault` when the photo cannot be decoded and `UserError` when the lens cannot be undone or the cache cannot
+        be written.
+        """
+        if self._pinhole is None or lens != self._lens:
+            self._lens, self._pinhole, self._grid = lens, pinhole_of(lens), None
+        target = undistorted_path(path, lens, self._cache)
+        if target.is_file():
+            return target, self._pinhole
+        try:
+            with Image.open(path) as image:
+                pixels = np.array(on_black(image), dtype=np.float32)
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise PhotoFault(f"the photo cannot be decoded ({error})") from error
+        if self._grid is None:
+            self._grid = _sampling_grid(lens, self._pinhole)
+        source = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        picture = torch.nn.functional.grid_sample(
+            source, self._grid[None], mode="bilinear", padding_mode="border", align_corners=False
+        )
+        rgb = Image.fromarray(picture[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy())
+        make_folder(self._cache)
+        write_atomically(target, lambda partial: rgb.save(partial, "JPEG", quality=_JPEG_QUALITY, subsampling=0))
+        return target, self._pinhole
+
+
+def make_folder(folder: Path) -> None:
+    """Make the cache folder ``folder`` and its parents; raises `UserError` when that is not allowed."""
     try:
-        with Image.open(path) as image:
-            pixels = np.array(on_black(image), dtype=np.float32)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise PhotoFault(f"the photo cannot be decoded ({error})") from error
-    source = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    picture = torch.nn.functional.grid_sample(
-        source, _sampling_grid(lens)[None], mode="bilinear", padding_mode="border", align_corners=False
-    )
-    rgb = picture[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(f".{os.getpid()}.partial")
-        Image.fromarray(rgb).save(partial, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
-        os.replace(partial, target)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot keep undistorted photos in {cache} ({error.strerror}); make it writable") from error
-    return target
+        raise UserError(
+            f"cannot make {folder} ({error.strerror}); make its parent writable or copy the data"
+        ) from error
 
 
-@lru_cache(maxsize=1)
-def _sampling_grid(lens: Lens) -> torch.Tensor:
+def _sampling_grid(lens: Lens, pinhole: Lens) -> torch.Tensor:
     """Where each pixel of the pinhole looks in the photo, [H, W, 2] float32 in grid_sample's [-1, 1]."""
-    pinhole = pinhole_of(lens)
     u = (np.arange(pinhole.width) + 0.5 - pinhole.cx) / pinhole.fx
     v = (np.arange(pinhole.height) + 0.5 - pinhole.cy) / pinhole.fy
     rays = np.stack(np.meshgrid(u, v, indexing="xy"), -1)

@@ -5,7 +5,8 @@
    works for rings, streets, oblique flights and nadir flights that turn, and is used when the headings vary enough.
 2. Cameras that share one heading leave a plane of candidates. When they also look along the normal of the plane they
    lie in (or of the ground points, where they fly one line), over ground wider than a quarter of the flying height, it
-   is a nadir flight and up is that normal. A camera moved across a facade looks the same to this test.
+   is a nadir flight and up is that normal, which is also sharper where 1 applies and agrees. A camera moved across a
+   facade looks the same to this test.
 3. Else up is the mean of the cameras' own up axes (-y).
 """
 
@@ -30,13 +31,15 @@ def up_axis(cameras: list[Camera], points: np.ndarray) -> tuple[np.ndarray, str]
     rotations = np.stack([camera.cam_from_world[:3, :3] for camera in cameras])
     rights, ups, forwards = rotations[:, 0], -rotations[:, 1], rotations[:, 2]
     mean_up, mean_forward = ups.mean(0), forwards.mean(0)
+    normal = _nadir_normal(cameras, points, mean_forward)
     moments, axes = np.linalg.eigh(rights.T @ rights / len(rights))
     if moments[1] > _HEADINGS_MIN and moments[0] < 0.25 * moments[1]:
         axis = axes[:, 0]
         looks_level = abs(mean_up @ axis) > 0.1
         sign = np.sign(mean_up @ axis) if looks_level else -np.sign(mean_forward @ axis)
-        return axis * (sign or 1.0), "the direction orthogonal to the cameras' right axes"
-    normal = _nadir_normal(cameras, points, mean_forward)
+        axis = axis * (sign or 1.0)
+        if normal is None or normal @ axis < _ALONG:
+            return axis, "the direction orthogonal to the cameras' right axes"
     if normal is not None:
         return normal, "the normal of a nadir flight over its ground"
     length = float(np.linalg.norm(mean_up))
