@@ -110,8 +110,8 @@ def automatic_bounds(scene: Scene, visibility: Visibility | None = None) -> Cont
     2. Ground: the low points of each patch of the footprint carry a robust plane; its normal is the vertical when it is
        within `MAX_TILT_DEG` of ``scene.up`` and the patches agree on it, else ``scene.up`` is.
     3. Horizontal axes: principal axes of the footprint of points and cameras (world axes where it is nearly round).
-    4. Box: 1 % to 99 % of the weight per horizontal axis, 2 % margin. The vertical side also holds the cameras, so that
-       nothing inside is folded sideways, and a cell stands over its footprint like a prism.
+    4. Box: 1 % to 99 % of the weight per horizontal axis, 2 % margin. The vertical side is 20 % longer at both ends and
+       also holds the cameras, so that towers are not folded sideways and a cell stands over its footprint like a prism.
 
     Raises `UserError` when up is not a direction or when all visible points coincide.
     """
@@ -129,17 +129,18 @@ def automatic_bounds(scene: Scene, visibility: Visibility | None = None) -> Cont
     for axis in range(2):
         low[axis], high[axis] = weighted_quantiles(ground[:, axis], weights, [0.01, 0.99])
     heights, camera_heights = ground[:, 2], centers @ axes[2]
-    bottom, floor, top = weighted_quantiles(heights, weights, [0.001, 0.1, 0.999])
+    bottom, floor, top = weighted_quantiles(heights, weights, [0.01, 0.1, 0.99])
     camera_bottom, camera_top = np.quantile(camera_heights, [0.02, 0.98])
-    low[2], high[2] = min(bottom, camera_bottom), max(top, camera_top)
+    low[2] = min(bottom - 0.2 * (top - bottom), camera_bottom)
+    high[2] = max(top + 0.2 * (top - bottom), camera_top)
     extent = high - low
     if not extent[:2].max() > 0:
         raise UserError(f"all visible points of {scene.root} lie on one spot, so there is no footprint to split")
     margin = np.maximum(extent, 1e-3 * extent.max()) * [0.02, 0.02, 0.05]
-    source = "points inside each view's frustum (the scene has no tracks)" if visibility.by_projection else "tracks"
+    source = "projections (no tracks)" if visibility.by_projection else "tracks"
     how = (
         f"{len(visible)} of {len(scene.points)} points by their {source}, up to {FAR_DEPTHS:g} median depths; {story}; "
-        "1-99 % of the observations horizontally, points and cameras vertically"
+        "1-99 % of the observations on each side, cameras included vertically"
     )
     return ContractedSpace(axes, low - margin, high + margin, float(floor), how)
 

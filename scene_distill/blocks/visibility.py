@@ -8,6 +8,7 @@ import numpy as np
 
 from scene_distill.core.errors import UserError
 from scene_distill.data.scene import Scene
+from scene_distill.data.visibility import visible_points
 
 GRID = 8
 """Side of the grid laid over every image: one bin is 1/64 of the picture, so a share of bins is a share of its area."""
@@ -22,8 +23,8 @@ class Visibility:
 
     frame: index into ``scene.train_frames``; point: index into ``scene.points``; bin: image bin in [0, GRID²),
     row-major; near: whether the depth is at most `FAR_DEPTHS` medians of its view. ``depth_m`` [V] is each view's
-    median depth in the scene's unit (nan where it sees nothing). ``by_projection`` says that the scene has
-    no tracks and that points inside the frustum count as seen, occlusion ignored.
+    median depth in the scene's unit (nan where it sees nothing). ``by_projection`` says that no tracks were used
+    and that points count as seen where they project into the image and are not behind nearer ones.
     """
 
     frame: np.ndarray
@@ -42,7 +43,7 @@ def observe(scene: Scene, by_projection: bool = False) -> Visibility:
     """All observations of the train views, from the tracks (``Frame.seen``), or by projection where there are none.
 
     ``by_projection`` asks for the latter although there are tracks. Points behind their camera and non-finite points
-    are dropped, and so are far points found by projection, which are most likely hidden. Raises `UserError` when there
+    are dropped, and so are far points found by projection, which mean little. Raises `UserError` when there
     are no train frames, no points, or no view sees any point.
     """
     frames = scene.train_frames
@@ -60,15 +61,15 @@ def observe(scene: Scene, by_projection: bool = False) -> Visibility:
     columns: list[tuple[np.ndarray, ...]] = []
     depth_m = np.full(len(frames), np.nan)
     for index, frame in enumerate(frames):
-        ids = everything if by_projection else np.unique(frame.seen[finite[frame.seen]])
         camera = frame.camera
-        pixels, depth = camera.project(scene.points[ids])
-        kept = depth > 0
         if by_projection:
-            kept &= (pixels >= 0).all(axis=1) & (pixels < [camera.width, camera.height]).all(axis=1)
-        if not kept.any():
+            ids = everything[visible_points(camera, scene.points[everything])]
+        else:
+            ids = np.unique(frame.seen[finite[frame.seen]])
+        pixels, depth = camera.project(scene.points[ids])
+        ids, pixels, depth = ids[depth > 0], pixels[depth > 0], depth[depth > 0]
+        if len(ids) == 0:
             continue
-        ids, pixels, depth = ids[kept], pixels[kept], depth[kept]
         depth_m[index] = np.median(depth)
         near = depth <= FAR_DEPTHS * depth_m[index]
         if by_projection:
