@@ -55,6 +55,12 @@ class Camera:
             self, width=width, height=height, fx=self.fx * sx, fy=self.fy * sy, cx=self.cx * sx, cy=self.cy * sy
         )
 
+    def moved(self, origin: np.ndarray) -> Camera:
+        """The same camera in a world whose origin lies at ``origin`` [3] of this one."""
+        pose = self.cam_from_world.copy()
+        pose[:3, 3] += pose[:3, :3] @ origin
+        return replace(self, cam_from_world=pose)
+
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pixel positions [P, 2] and depths [P] (metres along z) of world points [P, 3]; depth <= 0 is behind."""
         in_cam = points @ self.cam_from_world[:3, :3].T + self.cam_from_world[:3, 3]

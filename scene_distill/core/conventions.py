@@ -33,3 +33,9 @@ TILE = 16
 
 SH_C0 = 0.28209479177387814
 """Value of the constant real spherical harmonic: rgb = 0.5 + SH_C0 * dc."""
+
+ANCHOR_SLOTS = 10
+"""Gaussians per anchor (Momentum-GS: k = 10); the decode kernels are built for it."""
+
+ANCHOR_FEATURES = 32
+"""Feature channels per anchor (Scaffold-GS, Momentum-GS)."""

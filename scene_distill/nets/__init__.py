@@ -1,1 +1,1 @@
-"""."""
+"""Building blocks of students and teachers."""

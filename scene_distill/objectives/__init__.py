@@ -1,1 +1,1 @@
-"""."""
+"""One distillation idea per file; each names its teacher, its student, and what receives gradient."""

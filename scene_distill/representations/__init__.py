@@ -1,1 +1,1 @@
-"""."""
+"""Parameters and nothing else: splats, anchors."""

@@ -1,1 +1,1 @@
-"""."""
+"""The loop, optimisers, evaluation and metrics."""

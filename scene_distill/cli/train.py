@@ -1,0 +1,73 @@
+"""`scene-distill train METHOD --data DIR ...`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tyro
+
+from scene_distill.cli.pictures import picture_writer
+from scene_distill.core.configs import RunConfig, load_config
+from scene_distill.core.console import say, say_next
+from scene_distill.core.errors import UserError
+from scene_distill.methods import METHODS, MethodEntry, find_method
+
+
+def main(arguments: list[str]) -> None:
+    """Train a method, then evaluate it and write its held-out renders."""
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: scene-distill train METHOD --data DIR [flags]\n")
+        print("\n".join(f"  {entry.name:<14} {entry.description}" for entry in METHODS.values()))
+        if arguments and arguments[0] in ("-h", "--help"):
+            return
+        raise UserError(f"name a method first: {', '.join(METHODS)}")
+    entry = find_method(arguments[0])
+    train(entry, parse_config(entry, arguments[1:]))
+
+
+def parse_config(entry: MethodEntry, arguments: list[str]) -> RunConfig:
+    """The config from flags; with --config FILE the file's values are the defaults."""
+    arguments, default = list(arguments), entry.config()
+    for index, argument in enumerate(arguments):
+        if argument == "--config" or argument.startswith("--config="):
+            value = argument.partition("=")[2] or (arguments[index + 1] if index + 1 < len(arguments) else "")
+            if not value:
+                raise UserError("--config needs the path of a YAML file")
+            default = load_config(entry.config, Path(value))
+            del arguments[index : index + (1 if "=" in argument else 2)]
+            break
+    return tyro.cli(
+        entry.config, default=default, args=arguments, prog=f"scene-distill train {entry.name} [--config FILE.yaml]",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )  # fmt: skip
+
+
+def train(entry: MethodEntry, config: RunConfig) -> None:
+    """Train as configured; prints figures and the next command."""
+    from scene_distill.training.loop import plan_text, prepare
+
+    training = prepare(entry.name, config, entry.build)
+    if config.dry_run:
+        say(plan_text(training))
+        say_next(f"scene-distill train {entry.name} --data {config.data}", "the same without --dry-run")
+        return
+    folder = training.folder
+    folder.open(config, entry.name)
+    if config.resume and training.runtime.resume():
+        say(f"resumed at round {training.runtime.next_round} of {len(training.runtime.rounds)}")
+    folder.rewind_log(training.runtime.next_round)
+    merged = training.train()
+    report = training.evaluate(merged, picture_writer(folder.renders))
+    say(summary(report))
+    say(f"run folder: {folder.path}")
+    say_next(f"scene-distill export {folder.path} --format ply", "a splat file for other programs")
+
+
+def summary(report: dict) -> str:
+    """The figures of a metrics.json in one line, raw first."""
+    r = report["results"]
+    kind = "held-out" if report["views_are_held_out"] else "training"
+    return (
+        f"{report['views']} {kind} views: PSNR {r['psnr']:.2f} dB raw ({r['psnr_corrected']:.2f} colour-corrected), "
+        f"SSIM {r['ssim']:.3f} raw ({r['ssim_corrected']:.3f}); initial points {report['initial_points_psnr']:.2f} dB"
+    )

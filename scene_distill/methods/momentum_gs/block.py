@@ -1,0 +1,202 @@
+"""One block in training: a visit of W steps on a lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from scene_distill.blocks.schedule import Round, Visit
+from scene_distill.blocks.store import State
+from scene_distill.core import seeds
+from scene_distill.core.cameras import Camera
+from scene_distill.core.gaussians import Gaussians
+from scene_distill.methods.momentum_gs.config import MomentumGSConfig
+from scene_distill.methods.momentum_gs.decoder_training import DecoderTraining
+from scene_distill.objectives import momentum, photometric
+from scene_distill.renderers.anchors import decode
+from scene_distill.renderers.splat import Rendering, render
+from scene_distill.representations import densification
+from scene_distill.representations.anchors import LEARNED, Anchors
+from scene_distill.representations.densification import GrowthRules, GrowthStatistics
+from scene_distill.training.metrics import psnr
+from scene_distill.training.optimisers import AdamMoments, log_linear
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A training view of a block: its camera (training frame and size) and a function that loads its photo [H, W, 3] in [0, 1]."""
+
+    camera: Camera
+    photo: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockSetting:
+    """What a block is given and never changes: its number, views, growth rules, point spacing in metres, and a function
+    that says which positions [A, 3] lie in its own cell (bool [A])."""
+
+    unit: int
+    views: tuple[View, ...]
+    rules: GrowthRules
+    spacing: float
+    owns: Callable[[Tensor], Tensor]
+
+
+class BlockTraining:
+    """A block that is open for a visit. Its anchors, moments and growth statistics are live tensors."""
+
+    def __init__(self, config: MomentumGSConfig, setting: BlockSetting, state: State, decoder: DecoderTraining | None,
+                 visit: Visit, round_: Round) -> None:  # fmt: skip
+        self.config, self.setting, self.visit = config, setting, visit
+        self.anchors = Anchors(*(state[f"anchors.{n}"] for n in ("positions", "offsets", "features", "log_scales")))
+        self.moments = {name: AdamMoments.from_state(state, f"moments.{name}") for name in LEARNED}
+        self.statistics = GrowthStatistics(
+            *(state[f"growth.{n}"] for n in ("opacity", "views", "gradient", "slot_views"))
+        )
+        self.shares = decoder is not None
+        if decoder is None:
+            decoder = DecoderTraining(config, config.iterations, config.seed, setting.unit)
+            decoder.restore(state)
+        self.decoder = decoder
+        self.decoder_frozen = round_.final and self.shares
+        self.weight = self.decoder.weight(setting.unit) if self.shares and not round_.final else 1.0
+
+    def step(self, step: int) -> tuple[Sequence[Tensor] | None, dict[str, float]]:
+        """One view: decode, render, compare, step the anchors; returns the decoder's gradients when it is shared."""
+        if not self.setting.views:
+            return None, {"anchors": float(len(self.anchors))}
+        if not self.shares:
+            self.decoder.begin_step(step, False)
+        view = self._view(step)
+        photo = view.photo()
+        anchors, student = self.anchors.trainable(), self.decoder.student
+        visible = anchors.visible(view.camera)
+        gradients, log = None, {"anchors": float(len(anchors)), "visible": float(len(visible))}
+        if len(visible):
+            gaussians = decode(anchors, student, visible, view.camera)
+            rendering = render(gaussians, view.camera)
+            rendering.means2d.retain_grad()
+            loss, numbers = self._loss(anchors, visible, view.camera, gaussians, rendering, photo)
+            loss.backward()
+            log |= numbers
+            self._step_anchors(anchors, visible, step)
+            self._observe(visible, gaussians, rendering, view.camera)
+            gradients = _take_gradients(student.weights)
+            if not self.shares:
+                self.decoder.apply(gradients, step)
+        self._grow(step)
+        return (gradients if self.shares and not self.decoder_frozen else None), log
+
+    def close(self) -> tuple[State, dict[str, float]]:
+        """The block's state, and its PSNR and SSIM on every tenth of its own views (spec momentum_gs.md, section 3.4)."""
+        names = ("positions", "offsets", "features", "log_scales")
+        state: State = {f"anchors.{name}": getattr(self.anchors, name) for name in names}
+        for name, moments in self.moments.items():
+            state |= moments.state(f"moments.{name}")
+        names = ("opacity", "views", "gradient", "slot_views")
+        state |= {f"growth.{name}": getattr(self.statistics, name) for name in names}
+        if not self.shares:
+            return state | self.decoder.state(), {}
+        return state, self._scores()
+
+    def _view(self, step: int) -> View:
+        epoch, position = divmod(step, len(self.setting.views))
+        order = seeds.numpy_generator(self.config.seed, "views", self.setting.unit, epoch)
+        return self.setting.views[int(order.permutation(len(self.setting.views))[position])]
+
+    def _loss(self, anchors: Anchors, visible: Tensor, camera: Camera, gaussians: Gaussians, rendering: Rendering,
+              photo: Tensor) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+        config, drawn = self.config, gaussians.opacities > 0
+        loss, l1, ssim = photometric.reconstruction(rendering.image, photo, config.dssim)
+        if config.volume > 0:
+            loss = loss + config.volume * photometric.volume(gaussians.scales, drawn, self.setting.spacing)
+        log = {"l1": float(l1), "ssim": float(ssim), "weight": self.weight}
+        if self.decoder.teaching and not self.decoder_frozen:
+            with torch.set_grad_enabled(config.attach_teacher):
+                teacher = decode(anchors, self.decoder.teacher.decoder, visible, camera)
+            consistency = momentum.consistency(gaussians, teacher)
+            loss = loss + config.consistency * consistency
+            log["consistency"] = float(consistency)
+        loss = self.weight * loss
+        return loss, log | {"loss": float(loss)}
+
+    def _step_anchors(self, anchors: Anchors, visible: Tensor, step: int) -> None:
+        config, progress = self.config, step / self.config.iterations / self.config.lr_until
+        rows = torch.zeros(len(anchors), dtype=torch.uint8)
+        rows[visible] = 1
+        rates = {"offsets": config.lr_offsets, "features": config.lr_features, "log_scales": config.lr_scales}
+        for name, rate in rates.items():
+            parameter = getattr(anchors, name)
+            self.moments[name].step(parameter, parameter.grad, log_linear(rate, progress), step + 1, rows)
+        self.anchors = anchors.detach()
+
+    def _observe(self, visible: Tensor, gaussians: Gaussians, rendering: Rendering, camera: Camera) -> None:
+        gradient = rendering.means2d.grad
+        assert gradient is not None
+        to_device_units = torch.tensor([camera.width / 2, camera.height / 2]) / self.weight
+        self.statistics.observe(
+            visible, gaussians.opacities.detach(), (gradient * to_device_units).norm(dim=1), rendering.extents[:, 0] > 0
+        )
+
+    def _grow(self, step: int) -> None:
+        config = self.config
+        if not _is_event(step, config):
+            return
+        rules = self.setting.rules
+        generator = seeds.torch_generator(config.seed, "growth", self.setting.unit, step)
+        added = densification.new_anchors(self.anchors, self.statistics, rules, generator)
+        added = added.select(self.setting.owns(added.positions))
+        keep = ~densification.to_remove(self.statistics, rules)
+        densification.forget_judged(self.statistics, rules)
+        self.anchors = self.anchors.select(keep).append(added)
+        sizes = self.anchors.log_scales.clone()
+        sizes[:, 3:].clamp_(max=float(torch.log(torch.tensor(rules.max_size))))
+        self.anchors = replace(self.anchors, log_scales=sizes)
+        self.moments = {name: moments.select(keep, len(added)) for name, moments in self.moments.items()}
+        self.statistics = self.statistics.rows(keep, len(added))
+
+    @torch.no_grad()
+    def _scores(self) -> dict[str, float]:
+        measured = []
+        for view in self.setting.views[::10]:
+            visible = self.anchors.visible(view.camera)
+            image = render(decode(self.anchors, self.decoder.student, visible, view.camera), view.camera).image
+            photo = view.photo()
+            ssim = photometric.reconstruction(image, photo, self.config.dssim)[2]
+            measured.append((psnr(image.clamp(0, 1), photo), float(ssim)))
+        if not measured:
+            return {}
+        return {
+            "psnr": sum(p for p, _ in measured) / len(measured),
+            "ssim": sum(s for _, s in measured) / len(measured),
+        }
+
+
+def _take_gradients(weights: Sequence[Tensor]) -> list[Tensor]:
+    gradients = []
+    for weight in weights:
+        gradients.append(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+        weight.grad = None
+    return gradients
+
+
+def _is_event(step: int, config: MomentumGSConfig) -> bool:
+    """True for ``growth_events`` steps spread evenly over (grow_from, grow_until] of the iterations."""
+    first, last = config.grow_from * config.iterations, config.grow_until * config.iterations
+
+    def events_by(at: int) -> int:
+        return int(config.growth_events * min(max((at - first) / max(last - first, 1e-9), 0.0), 1.0))
+
+    return events_by(step + 1) > events_by(step)
+
+
+def first_block_state(anchors: Anchors) -> State:
+    """The state of a block before its first visit."""
+    state: State = {f"anchors.{n}": getattr(anchors, n) for n in ("positions", "offsets", "features", "log_scales")}
+    for name in LEARNED:
+        state |= AdamMoments.zeros_like(getattr(anchors, name)).state(f"moments.{name}")
+    statistics = GrowthStatistics.zeros(len(anchors))
+    return state | {f"growth.{n}": getattr(statistics, n) for n in ("opacity", "views", "gradient", "slot_views")}

@@ -1,0 +1,79 @@
+"""The settings of Momentum-GS. Defaults are measured on a laptop-sized schedule; configs/ holds the published setting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scene_distill.core.configs import RunConfig
+
+
+@dataclass(frozen=True)
+class MomentumGSConfig(RunConfig):
+    """Momentum-GS: a city in blocks whose anchors share one Gaussian decoder and learn from its momentum teacher.
+
+    Every schedule is a fraction of ``iterations`` (of the decoder's own clock for the decoder), so 60 and 60,000 both train.
+    """
+
+    partition: Literal["balanced", "grid"] = "balanced"
+    """'balanced' cuts by observed points; 'grid' is the paper's regular grid in contracted space."""
+    view_threshold: float = 0.1
+    """A view trains a block when at least this share of what it sees lies in it."""
+
+    share_decoder: bool = True
+    """One decoder for all blocks; False trains independent blocks, each with its own."""
+    momentum: float = 0.9
+    """m of the teacher, per step (paper: 0.9)."""
+    consistency: float = 50.0
+    """Weight lambda_c of the consistency loss (paper: 50; 0 switches the teacher off)."""
+    attach_teacher: bool = False
+    """Let the consistency loss reach the anchors through the teacher's branch too (the paper's code does)."""
+    weighting: Literal["both", "psnr", "ssim", "none"] = "both"
+    """Signal of the reconstruction-guided block weights (paper: both)."""
+    weighting_sigma: float = 10.0
+    """sigma_w of the block weights (paper: 9 to 13)."""
+    score_momentum: float = 0.5
+    """Momentum of a block's running PSNR and SSIM, per visit."""
+
+    visits: int = 20
+    """Stays of a block on a lane; a visit lasts iterations / visits steps (paper: 120)."""
+    dssim: float = 0.2
+    """Weight of 1 - SSIM in the reconstruction loss."""
+    volume: float = 0.01
+    """Weight of the mean Gaussian volume in units of the point spacing cubed."""
+    points_per_voxel: float = 0.5
+    """Anchors start in voxels of this many point spacings."""
+    start: Literal["picture", "paper"] = "picture"
+    """'picture' starts from the coloured points; 'paper' from zero features and offsets."""
+
+    grow_from: float = 0.05
+    """Fraction of the steps after which growth starts."""
+    grow_until: float = 0.6
+    """Fraction of the steps after which the set of anchors stays fixed (paper: 0.5)."""
+    growth_events: int = 24
+    """Growth and pruning events between the two."""
+    growth_gradient: float = 2e-4
+    """Mean screen gradient, in normalised device units, above which a slot makes a new anchor at the coarse level."""
+    growth_cells: tuple[float, float, float] = (1.0, 0.5, 0.25)
+    """Edges of new anchors' cells in point spacings, coarse to fine."""
+    growth_views: int = 8
+    """Views of a slot or an anchor before it is judged."""
+    growth_limit: float = 3.0
+    """A block may grow to this multiple of its first anchors."""
+    min_opacity: float = 0.005
+    """Mean summed opacity below which an anchor is removed."""
+
+    lr_offsets: tuple[float, float] = (1e-2, 1e-4)
+    """Learning rate of offsets, first and last (log-linear in between)."""
+    lr_features: tuple[float, float] = (7.5e-3, 7.5e-3)
+    """Learning rate of anchor features, first and last."""
+    lr_scales: tuple[float, float] = (7e-3, 7e-3)
+    """Learning rate of anchor log-scales, first and last."""
+    lr_opacity_head: tuple[float, float] = (2e-3, 2e-5)
+    """Learning rate of the opacity head, first and last."""
+    lr_covariance_head: tuple[float, float] = (4e-3, 4e-3)
+    """Learning rate of the covariance head, first and last."""
+    lr_color_head: tuple[float, float] = (8e-3, 5e-5)
+    """Learning rate of the colour head, first and last."""
+    lr_until: float = 0.5
+    """Fraction of the steps over which learning rates fall from first to last."""

@@ -1,0 +1,120 @@
+"""The merged city: every block's anchors inside its own cell, with the decoder that was trained for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scene_distill.core.cameras import Camera
+from scene_distill.core.conventions import ANCHOR_SLOTS
+from scene_distill.core.errors import UserError
+from scene_distill.core.files import write_atomically
+from scene_distill.core.gaussians import Gaussians
+from scene_distill.nets.gaussian_decoder import GaussianDecoder, decoder_from_state
+from scene_distill.renderers.anchors import decode
+from scene_distill.renderers.splat import Rendering, render
+from scene_distill.representations.anchors import Anchors
+
+FIELDS = ("positions", "offsets", "features", "log_scales")
+
+
+@dataclass(frozen=True, eq=False)
+class MergedCity:
+    """A anchors in the training frame (world minus ``origin`` [3]), the block each came from [A] int32, and the decoders:
+    one that all share, or one per block when sharing was off. ``metadata`` travels into exports."""
+
+    anchors: Anchors
+    block: Tensor
+    decoders: tuple[GaussianDecoder, ...]
+    origin: np.ndarray
+    metadata: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.anchors)
+
+    @property
+    def anchor_positions(self) -> Tensor:
+        """World positions [A, 3] of the anchors, float64."""
+        return self.anchors.positions.double() + torch.as_tensor(self.origin)
+
+    @torch.no_grad()
+    def gaussians(self, camera: Camera, blocks: frozenset[int] | None = None) -> Gaussians:
+        """The Gaussians that a world camera sees, in the training frame; of some blocks only when given."""
+        local = camera.moved(self.origin)
+        visible = self.anchors.visible(local)
+        if blocks is not None:
+            visible = visible[torch.isin(self.block[visible], torch.tensor(sorted(blocks), dtype=torch.int32))]
+        return self._decode(visible, local)
+
+    @torch.no_grad()
+    def render(self, camera: Camera, *, blocks: frozenset[int] | None = None, with_depth: bool = False) -> Rendering:
+        """The picture of a world camera on black; depth in the scene's unit when asked for."""
+        return render(self.gaussians(camera, blocks), camera.moved(self.origin), with_depth=with_depth)
+
+    @torch.no_grad()
+    def all_gaussians(self, camera_center: np.ndarray) -> Gaussians:
+        """All slots of all anchors as seen from a world position [3], in world coordinates, anchor by anchor."""
+        pose = np.eye(4)
+        pose[:3, 3] = self.origin - np.asarray(camera_center)
+        camera = Camera(1, 1, 1.0, 1.0, 0.5, 0.5, pose)
+        gaussians = self._decode(torch.arange(len(self)), camera)
+        return replace(gaussians, means=gaussians.means + torch.as_tensor(self.origin, dtype=torch.float32))
+
+    def _decode(self, rows: Tensor, camera: Camera) -> Gaussians:
+        """The slots of anchors ``rows`` in their order, each decoded by the decoder of its block."""
+        if len(self.decoders) == 1:
+            return decode(self.anchors, self.decoders[0], rows, camera)
+        owners = self.block[rows]
+        groups = [(owners == k).nonzero().squeeze(1) for k in range(len(self.decoders))]
+        parts = [decode(self.anchors, d, rows[g], camera) for d, g in zip(self.decoders, groups, strict=True)]
+        back = torch.argsort(torch.cat(groups))
+        slots = (back[:, None] * ANCHOR_SLOTS + torch.arange(ANCHOR_SLOTS)).flatten()
+        fields = ("means", "quats", "scales", "opacities", "features")
+        return Gaussians(*(torch.cat([getattr(part, name) for part in parts])[slots] for name in fields))
+
+    def save(self, path: Path) -> None:
+        """Write anchors, decoders and metadata as one .safetensors file, atomically."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        header = {"scene_distill": json.dumps({"decoders": len(self.decoders), "metadata": self.metadata})}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+    @staticmethod
+    def load(path: Path) -> MergedCity:
+        """Read what `save` wrote; raises `UserError` when it is missing, damaged or something else."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["scene_distill"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(
+                f"{path} is not a readable Momentum-GS model ({error}); train or copy the run again"
+            ) from error
+        return MergedCity.from_tensors(tensors, header["metadata"])
+
+    @staticmethod
+    def from_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> MergedCity:
+        """The city whose tensors have the names that `save` gives them."""
+        count = len({name.split(".")[0] for name in tensors if name.startswith("decoder")})
+        return MergedCity(
+            Anchors(*(tensors[f"anchors.{name}"] for name in FIELDS)),
+            tensors["block"],
+            tuple(decoder_from_state(tensors, f"decoder{index}") for index in range(count)),
+            tensors["origin"].numpy(),
+            metadata,
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by the names in the file."""
+        named = {f"anchors.{name}": getattr(self.anchors, name) for name in FIELDS}
+        named |= {"block": self.block, "origin": torch.as_tensor(self.origin, dtype=torch.float64)}
+        for index, decoder in enumerate(self.decoders):
+            named |= decoder.state(f"decoder{index}")
+        return named

@@ -1,0 +1,87 @@
+"""Held-out evaluation: raw metrics first, colour-corrected beside them, and the initial points as a floor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scene_distill.core.cameras import Camera
+from scene_distill.core.gaussians import Gaussians
+from scene_distill.data.images import ImageCache
+from scene_distill.data.scene import Frame, Scene
+from scene_distill.renderers.splat import Rendering, render
+from scene_distill.representations.splats import Splats
+from scene_distill.training.metrics import measure, psnr, summarise
+
+
+class TrainedScene(Protocol):
+    """A trained model that can be looked at and written down. Cameras and positions are in the world frame."""
+
+    metadata: dict[str, Any]
+    origin: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of primitives (anchors, splats)."""
+        ...
+
+    def render(self, camera: Camera, *, with_depth: bool = False) -> Rendering:
+        """The picture of a camera on black."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write everything to one .safetensors file."""
+        ...
+
+
+class BakeableScene(TrainedScene, Protocol):
+    """A trained scene whose colours depend on the view through a network and can be baked to splats."""
+
+    @property
+    def anchor_positions(self) -> Tensor:
+        """World positions [A, 3] of the anchors, float64."""
+        ...
+
+    def all_gaussians(self, camera_center: np.ndarray) -> Gaussians:
+        """All slots of all anchors as seen from a world position [3], in world coordinates, in a fixed order."""
+        ...
+
+
+Save = Callable[[Frame, Rendering, Tensor], None]
+
+
+@torch.no_grad()
+def evaluate(scene: TrainedScene, frames: Sequence[Frame], images: ImageCache,
+             save: Save = lambda frame, rendering, photo: None) -> dict[str, float]:  # fmt: skip
+    """Means and deviations over frames of PSNR and SSIM, raw and colour-corrected, with frames and rays per second.
+
+    ``save`` is called with every frame, its rendering (with depth) and its photo [H, W, 3] in [0, 1].
+    """
+    per_image, rays, seconds = [], 0, 0.0
+    for frame in frames:
+        photo = images.get(frame).to(torch.float32) / 255.0
+        started = time.perf_counter()
+        rendering = scene.render(images.camera(frame), with_depth=True)
+        seconds += time.perf_counter() - started
+        rays += photo.shape[0] * photo.shape[1]
+        per_image.append(measure(rendering.image, photo))
+        save(frame, rendering, photo)
+    return summarise(per_image) | {"num_rays_per_sec": rays / seconds, "fps": len(per_image) / seconds}
+
+
+@torch.no_grad()
+def initial_points_psnr(scene: Scene, frames: Sequence[Frame], images: ImageCache) -> float:
+    """Mean PSNR of the scene's sparse points drawn as splats: what there is before any training."""
+    origin = np.median(scene.points, axis=0)
+    splats = Splats.from_points(scene.points - origin, scene.colors)
+    values = []
+    for frame in frames:
+        camera = images.camera(frame).moved(origin)
+        image = render(splats.gaussians(camera), camera).image.clamp(0, 1)
+        values.append(psnr(image, images.get(frame).to(torch.float32) / 255.0))
+    return float(np.mean(values))

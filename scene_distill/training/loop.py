@@ -1,0 +1,200 @@
+"""Training from a config to a run folder: load, plan, train, merge, evaluate. Readable top to bottom."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from scene_distill.blocks.runtime import Method, Progress, Runtime
+from scene_distill.blocks.schedule import Round
+from scene_distill.blocks.store import State
+from scene_distill.core import memory
+from scene_distill.core.configs import RunConfig
+from scene_distill.core.console import progress, say
+from scene_distill.core.errors import UserError
+from scene_distill.core.files import write_json
+from scene_distill.data.images import ImageCache
+from scene_distill.data.load import load_scene
+from scene_distill.data.scene import Scene
+from scene_distill.renderers import native
+from scene_distill.training.evaluation import Save, TrainedScene, evaluate, initial_points_psnr
+from scene_distill.training.run_folder import RunFolder
+
+IMAGES_SHARE = 0.5
+"""Part of the memory left beside the working set that photos may fill; the rest keeps evicted blocks in RAM."""
+
+
+class TrainableScene(Method, Protocol):
+    """A method bound to a scene."""
+
+    rounds: tuple[Round, ...]
+
+    def plan(self) -> dict[str, Any]:
+        """'table' (text) and 'working_set_bytes' of a round."""
+        ...
+
+    def merge(self, states: Mapping[int, Callable[[], State]]) -> TrainedScene:
+        """One scene from the states of all units."""
+        ...
+
+
+Build = Callable[[Any, Scene, ImageCache], TrainableScene]
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """A run that is ready to train: its scene, photos, method, runtime and folder."""
+
+    method_name: str
+    config: RunConfig
+    scene: Scene
+    images: ImageCache
+    method: TrainableScene
+    runtime: Runtime
+    folder: RunFolder
+
+    def train(self, listen: Callable[[Progress], None] = lambda step: None,
+              committed: Callable[[], None] = lambda: None) -> TrainedScene:  # fmt: skip
+        """Train what is left of the schedule, merge, and save the model; returns the merged scene."""
+        started, left = time.perf_counter(), self.runtime.total_steps - self.runtime.done_steps
+        with progress("training", self.runtime.total_steps, self.runtime.done_steps) as meter:
+
+            def hear(step: Progress) -> None:
+                line = {"round": step.round, "step": step.done_steps, "seconds": time.perf_counter() - started}
+                self.folder.append(line | {"units": {str(unit): numbers for unit, numbers in step.lanes}})
+                meter.update(step.done_steps, _note(step))
+                listen(step)
+
+            self.runtime.run(hear, committed)
+        if left:
+            each = 1000 * (time.perf_counter() - started) / left
+            say(f"trained {left} steps in {time.perf_counter() - started:.0f} s ({each:.0f} ms each)")
+        merged = self.merged()
+        merged.save(self.folder.model)
+        return merged
+
+    def merged(self) -> TrainedScene:
+        """The merged scene of the last committed round."""
+        return self.method.merge(self.runtime.states())
+
+    def evaluate(self, merged: TrainedScene, save: Save = lambda frame, rendering, photo: None) -> dict[str, Any]:
+        """Metrics on the held-out views, written to metrics.json."""
+        return evaluate_run(self.method_name, self.folder, merged, self.scene, self.images, save, {
+            "seconds": self.runtime.seconds, "steps": self.runtime.total_steps,
+            "peak_memory_bytes": memory.peak_rss_bytes(),
+        })  # fmt: skip
+
+
+def prepare(method_name: str, config: RunConfig, build: Build) -> Training:
+    """Load the data, split it into units and check the budget. Nothing is written yet; `Training.folder.open` is next."""
+    if config.threads:
+        native.set_threads(config.threads)
+    scene, width = load_for(config)
+    folder = RunFolder(config.output_dir or default_folder(config, method_name))
+    with_all_photos = sum(3 * c.width * c.height for c in (f.camera.resized(width) for f in scene.frames))
+    images = ImageCache(scene.frames, width, with_all_photos)
+    method = build(config, scene, images)
+    ram = 0
+    if config.max_memory:
+        spare = _spare_bytes(config, method.plan()["working_set_bytes"])
+        images = ImageCache(scene.frames, width, min(with_all_photos, int(IMAGES_SHARE * spare)))
+        method = build(config, scene, images)
+        ram = int((1 - IMAGES_SHARE) * spare)
+    runtime = Runtime(method, method.rounds, folder.checkpoint, ram)
+    return Training(method_name, config, scene, images, method, runtime, folder)
+
+
+def load_for(config: RunConfig) -> tuple[Scene, int]:
+    """The scene of a config and the width its photos are used at."""
+    if config.data is None:
+        raise UserError("no data given; add --data with a COLMAP folder, a transforms.json or a folder of photos")
+    with progress("structure from motion", 100) as meter:
+        scene = load_scene(
+            config.data, test_every=config.test_every, test_list=config.test_list,
+            progress=lambda stage, done, total: meter.update(100 * done // max(total, 1), stage),
+        )  # fmt: skip
+    for name, reason in scene.skipped.items():
+        say(f"left out {name}: {reason}")
+    widest = max(frame.camera.width for frame in scene.frames)
+    return scene, min(config.image_width, widest) if config.image_width > 0 else widest
+
+
+def default_folder(config: RunConfig, method_name: str) -> Path:
+    """outputs/<data>-<method>."""
+    assert config.data is not None
+    path = config.data.resolve()
+    return Path("outputs") / f"{path.parent.name if path.suffix else path.name}-{method_name}"
+
+
+def plan_text(training: Training) -> str:
+    """What will be trained, the memory and the time it takes; the time is measured on a few steps of the largest unit."""
+    plan = training.method.plan()
+    first = training.runtime.rounds[0]
+    seconds = _seconds_per_step(training)
+    total = training.runtime.total_steps
+    need = memory.rss_bytes() + plan["working_set_bytes"]
+    return "\n".join(
+        [
+            plan["table"],
+            f"{len(training.runtime.rounds)} rounds of {len(first.visits)} lanes, {total} steps in all",
+            f"memory: about {memory.format_bytes(need)} with photos cached up to "
+            f"{memory.format_bytes(training.images.budget_bytes)} more",
+            f"time: about {total * seconds / 60:.0f} min at {seconds * 1000:.0f} ms a step, measured on this machine",
+        ]
+    )
+
+
+def _seconds_per_step(training: Training, steps: int = 6) -> float:
+    first = training.runtime.rounds[0]
+    visit = first.visits[0]
+    unit = training.method.open(visit.unit, training.method.first_state(visit.unit), visit, first)
+    times = []
+    for step in range(steps):
+        started = time.perf_counter()
+        unit.step(step)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times[1:])
+
+
+def _spare_bytes(config: RunConfig, working_set: int) -> int:
+    budget = memory.parse_bytes(config.max_memory)
+    need = memory.rss_bytes() + working_set
+    if need > budget:
+        raise UserError(
+            f"--max-memory {config.max_memory} is too small: {min(config.lanes, config.blocks)} lanes need about "
+            f"{memory.format_bytes(need)}; give more memory, fewer --lanes or more --blocks"
+        )
+    return budget - need
+
+
+def _note(step: Progress) -> str:
+    numbers = [numbers for _, numbers in step.lanes if "loss" in numbers]
+    if not numbers:
+        return ""
+    anchors = sum(n["anchors"] for n in numbers)
+    loss, l1 = (statistics.fmean(n[key] for n in numbers) for key in ("loss", "l1"))
+    return f"loss {loss:.4f}  l1 {l1:.4f}  {anchors / 1000:.0f}k anchors on {len(numbers)} lanes"
+
+
+def evaluate_run(method_name: str, folder: RunFolder, merged: TrainedScene, scene: Scene, images: ImageCache,
+                 save: Save, extra: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    """Metrics of a merged scene on the held-out views (on all views when none are held out), written to metrics.json."""
+    frames = scene.test_frames or scene.frames
+    results = evaluate(merged, frames, images, save)
+    report = {
+        "experiment_name": folder.path.name,
+        "method_name": method_name,
+        "checkpoint": str(folder.model.name),
+        "results": results,
+        "views": len(frames),
+        "views_are_held_out": bool(scene.test_frames),
+        "image_width": images.camera(frames[0]).width,
+        "initial_points_psnr": initial_points_psnr(scene, frames, images),
+        "primitives": len(merged),
+    } | extra
+    write_json(folder.metrics, report)
+    return report
