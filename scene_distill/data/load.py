@@ -57,14 +57,16 @@ def load_scene(
     points, colors, rows, dropped = _finite_points(root, found)
     seen_from = "tracks" if found.photos[0].seen is not None else "projection"
     frames = [replace(frame, seen=_seen(frame, seen_from, points, rows)) for frame in frames]
-    info = _scene_info(folder)
-    up, up_from = info.pop("up", None), "scene_info.json"
-    if up is None:
-        up, up_from = up_axis([frame.camera for frame in frames], points)
-    metadata = {"unit": "unknown", **found.metadata, **noted, **info}
+    metadata = {"unit": "unknown", **found.metadata, **noted, **_scene_info(folder)}
+    known_up = metadata.pop("up", None)
+    up, up_from = (
+        (np.asarray(known_up, float), "metadata")
+        if known_up is not None
+        else up_axis([frame.camera for frame in frames], points)
+    )
     metadata |= {"test_from": split, "seen_from": seen_from, "up_from": up_from, "points_dropped": dropped}
     test = frozenset(frame.name for frame in frames if frame.name in held_out)
-    return Scene(root, tuple(frames), points, colors, test, np.asarray(up), metadata, dict(sorted(skipped.items())))
+    return Scene(root, tuple(frames), points, colors, test, up, metadata, dict(sorted(skipped.items())))
 
 
 def _read(root: Path, tell: Progress) -> tuple[PosedSet, dict[str, str]]:
@@ -144,8 +146,10 @@ def _held_out(
     if found.test is not None:
         return found.test, "transforms.json"
     if test_every < 0:
-        raise UserError(f"every {test_every}-th photo cannot be held out; use 8, or 0 to hold out none")
-    return frozenset(names[::test_every] if test_every else []), f"every {test_every}-th photo by name"
+        raise UserError(f"one photo in {test_every} cannot be held out; use 8, or 0 to hold out none")
+    return frozenset(
+        names[::test_every] if test_every else []
+    ), f"one photo in {test_every} by name" if test_every else "none"
 
 
 def _checked(

@@ -13,6 +13,7 @@ sizes and times: change a photo and everything is made anew. Undistortion happen
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ FEATURES = 4096
 _EXTRACT_AT_ONCE = 16
 _MATCH_AT_ONCE = 400
 _GPS_OUTLIER_M = 25.0
+_GPS_SPREAD_MIN_M = 2.0
+"""Positions closer together than GPS is exact say nothing about which photos overlap."""
+
 _COLLINEAR = 0.05
 """GPS tracks narrower than this share of their length leave the roll about the track open: not used for alignment."""
 
@@ -56,10 +60,10 @@ def reconstruct(folder: Path, cache: Path, progress: Progress) -> Reconstruction
     Raises `UserError` when fewer than 3 photos can be opened, when they do not overlap, when pycolmap is missing, or
     when the cache cannot be written.
     """
-    names, sizes, skipped = _usable_photos(folder, progress)
-    if len(names) < 3:
-        raise UserError(f"{folder}: {len(names)} usable photos; structure from motion needs at least 3 that overlap")
-    work = cache / f"reconstruction-{_fingerprint(folder, names)}"
+    sizes, skipped = _usable_photos(folder, progress)
+    if len(sizes) < 3:
+        raise UserError(f"{folder}: {len(sizes)} usable photos; structure from motion needs at least 3 that overlap")
+    work = cache / f"reconstruction-{_fingerprint(folder, list(sizes))}"
     model, told = work / "model", work / "reconstruction.json"
     if not told.is_file():
         try:
@@ -67,11 +71,16 @@ def reconstruct(folder: Path, cache: Path, progress: Progress) -> Reconstruction
         except ImportError as error:
             raise UserError("a folder of photos needs pycolmap; install it with: pip install pycolmap") from error
         make_folder(work)
+        links = work / "photos"
+        originals = _link(folder, list(sizes), links)
         with _quiet(pycolmap):
-            _extract(pycolmap, folder, work / "database.db", sizes, progress)
-            _match(pycolmap, folder, work, names, progress)
-            best = _map(pycolmap, folder, work, len(names), progress)
-        metadata = _align(pycolmap, best, folder)
+            linked_sizes = {link: sizes[name] for link, name in originals.items()}
+            _extract(pycolmap, links, work / "database.db", linked_sizes, progress)
+            _match(pycolmap, links, work, list(originals), progress)
+            best = _map(pycolmap, links, work, len(originals), progress)
+        metadata = _align(pycolmap, best, links)
+        for image in best.images.values():
+            image.name = originals[image.name]
         shutil.rmtree(model, ignore_errors=True)
         model.mkdir()
         best.write_binary(model)
@@ -79,7 +88,8 @@ def reconstruct(folder: Path, cache: Path, progress: Progress) -> Reconstruction
     return Reconstruction(model, skipped, read_json(told))
 
 
-def _usable_photos(folder: Path, progress: Progress) -> tuple[list[str], dict[str, tuple[int, int]], dict[str, str]]:
+def _usable_photos(folder: Path, progress: Progress) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
+    """Sizes of the photos that can be opened, by name, and the reasons of those that cannot."""
     sizes, skipped = {}, {}
     found = list_photos(folder)
     for done, path in enumerate(found, start=1):
@@ -89,7 +99,19 @@ def _usable_photos(folder: Path, progress: Progress) -> tuple[list[str], dict[st
         except PhotoFault as fault:
             skipped[path.name] = str(fault)
         progress("checking photos", done, len(found))
-    return list(sizes), sizes, skipped
+    return sizes, skipped
+
+
+def _link(folder: Path, names: list[str], links: Path) -> dict[str, str]:
+    """Original name by the name of a link in ``links``: pycolmap's lists of pairs do not allow spaces in names."""
+    links.mkdir(exist_ok=True)
+    originals = {}
+    for number, name in enumerate(names):
+        link = links / f"{number:06d}{Path(name).suffix}"
+        originals[link.name] = name
+        if not link.is_symlink():
+            link.symlink_to(os.path.relpath(folder.resolve() / name, links.resolve()))
+    return originals
 
 
 def _fingerprint(folder: Path, names: list[str]) -> str:
@@ -156,7 +178,9 @@ def _match(pycolmap: Any, folder: Path, work: Path, names: list[str], progress: 
 def _pairs(opened: Any, folder: Path, names: list[str], ids: dict[str, int]) -> photo_pairs.Pairs:
     positions = _gps_enu(folder, names)
     if positions is not None and len(positions[0]) == len(names):
-        return photo_pairs.near_pairs(np.stack(list(positions[0].values()))[:, :2])
+        horizontal = np.stack(list(positions[0].values()))[:, :2]
+        if horizontal.std(0).max() > _GPS_SPREAD_MIN_M:
+            return photo_pairs.near_pairs(horizontal)
     if len(names) <= photo_pairs.EXHAUSTIVE_MAX:
         return photo_pairs.all_pairs(len(names))
     descriptors = [opened.read_descriptors(ids[name]).data for name in names]
