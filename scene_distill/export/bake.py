@@ -59,30 +59,18 @@ class BakeSettings:
 
 @dataclass(frozen=True, eq=False)
 class _Samples:
-    """What n slots look like from up to V views; unused places have weight zero and ``seen`` false.
+    """What n slots look like from up to V views; where ``seen`` [n, V] is false everything else is zero.
 
-    means [n, 3]; directions, colors, log_scales [n, V, 3]; quats [n, V, 4]; alphas [n, V] >= 0; seen [n, V].
+    means [n, 3]; centers [n, V, 3] of the cameras; colors, scales [n, V, 3]; quats [n, V, 4]; alphas [n, V] >= 0.
     """
 
     means: Tensor
-    directions: Tensor
+    centers: Tensor
     colors: Tensor
-    log_scales: Tensor
+    scales: Tensor
     quats: Tensor
     alphas: Tensor
     seen: Tensor
-
-    @staticmethod
-    def empty(slots: int, views: int) -> _Samples:
-        return _Samples(
-            means=torch.zeros(slots, 3),
-            directions=torch.zeros(slots, views, 3),
-            colors=torch.zeros(slots, views, 3),
-            log_scales=torch.zeros(slots, views, 3),
-            quats=torch.zeros(slots, views, 4),
-            alphas=torch.zeros(slots, views),
-            seen=torch.zeros(slots, views, dtype=torch.bool),
-        )
 
     def select(self, rows: Tensor) -> _Samples:
         return _Samples(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
@@ -123,23 +111,29 @@ def _gather(
     decode: SlotDecoder, anchors: Tensor, views: np.ndarray, cameras: Sequence[Camera], slots_per_anchor: int
 ) -> _Samples:
     """Samples of all slots of ``anchors`` [A] from the cameras ``views`` [A, V] chosen for each."""
-    samples = _Samples.empty(len(anchors) * slots_per_anchor, views.shape[1])
+    slot_count = len(anchors) * slots_per_anchor
+    means = torch.zeros(slot_count, 3)
+    looks = torch.zeros(slot_count, views.shape[1], 11)
     for camera_index in np.unique(views[views >= 0]):
         rows, ranks = (torch.from_numpy(index) for index in np.nonzero(views == camera_index))
-        center = cameras[camera_index].center
-        gaussians = decode(center, anchors[rows])
+        gaussians = decode(cameras[camera_index].center, anchors[rows])
         slots = (rows[:, None] * slots_per_anchor + torch.arange(slots_per_anchor)).flatten()
-        place = (slots, ranks.repeat_interleave(slots_per_anchor))
-        means = gaussians.means.cpu()
-        directions = torch.nn.functional.normalize(means.double() - torch.from_numpy(center), dim=1)
-        samples.means[slots] = means.float()
-        samples.directions[place] = directions.float()
-        samples.colors[place] = gaussians.features.cpu().float()
-        samples.log_scales[place] = gaussians.scales.cpu().float().log()
-        samples.quats[place] = torch.nn.functional.normalize(gaussians.quats.cpu().float(), dim=1)
-        samples.alphas[place] = gaussians.opacities.cpu().float().clamp_min(0.0)
-        samples.seen[place] = True
-    return samples
+        look = [gaussians.features, gaussians.scales, gaussians.quats, gaussians.opacities[:, None]]
+        means[slots] = gaussians.means.cpu().float()
+        looks[slots, ranks.repeat_interleave(slots_per_anchor)] = torch.cat(look, dim=1).cpu().float()
+    colors, scales, quats, alphas = looks.split([3, 3, 4, 1], dim=-1)
+    seen = torch.from_numpy(views >= 0)
+    all_centers = torch.from_numpy(np.stack([camera.center for camera in cameras]))
+    centers = torch.where(seen[..., None], all_centers[views.clip(0)], 0.0)
+    return _Samples(
+        means=means,
+        centers=centers.repeat_interleave(slots_per_anchor, 0),
+        colors=colors,
+        scales=scales,
+        quats=quats,
+        alphas=alphas.squeeze(-1).clamp_min(0.0),
+        seen=seen.repeat_interleave(slots_per_anchor, 0),
+    )
 
 
 def _nearest_views(positions: np.ndarray, cameras: Sequence[Camera], settings: BakeSettings) -> np.ndarray:
@@ -161,12 +155,12 @@ def _fit(samples: _Samples, settings: BakeSettings) -> Splats:
     opacities = samples.alphas.sum(1) / samples.seen.sum(1).clamp_min(1)
     keep = opacities >= ALPHA_MIN
     samples, opacities = samples.select(keep), opacities[keep]
-    weights = samples.alphas / samples.alphas.sum(1, keepdim=True)  # keep implies a positive sum
-    log_scales = torch.where(weights[..., None] > 0, samples.log_scales, 0.0)
+    weights = samples.alphas / samples.alphas.sum(1, keepdim=True)  # what is kept has a positive sum
+    log_scales = torch.where(weights[..., None] > 0, samples.scales, 1.0).log()
     return Splats(
         means=samples.means,
         log_scales=(weights[..., None] * log_scales).sum(1),
-        quats=_mean_rotations(samples.quats, weights),
+        quats=_mean_rotations(torch.nn.functional.normalize(samples.quats, dim=-1), weights),
         opacity_logits=opacities.clamp_max(ALPHA_MAX).logit(),
         sh=_fit_colors(samples, weights, settings),
     )
@@ -181,7 +175,8 @@ def _mean_rotations(quats: Tensor, weights: Tensor) -> Tensor:
 
 def _fit_colors(samples: _Samples, weights: Tensor, settings: BakeSettings) -> Tensor:
     """SH coefficients [n, K, 3] of the ridge fit in the module docstring, weights [n, V] summing to one."""
-    basis = spherical_harmonics.basis(samples.directions.double(), settings.sh_degree)
+    directions = torch.nn.functional.normalize(samples.means.double()[:, None] - samples.centers, dim=-1)
+    basis = spherical_harmonics.basis(directions, settings.sh_degree)
     weighted = basis * weights.double()[..., None]
     gram = weighted.transpose(1, 2) @ basis
     moment = weighted.transpose(1, 2) @ (samples.colors.double() - 0.5)
