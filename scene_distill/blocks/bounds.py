@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from scene_distill.blocks.visibility import FAR_DEPTHS, Visibility, observe
+from scene_distill.core import seeds
 from scene_distill.core.errors import UserError
 from scene_distill.data.scene import Scene
 
@@ -158,41 +159,54 @@ def _upright_axes(up: np.ndarray, keep: np.ndarray | None = None) -> np.ndarray:
 
 
 def _ground_normal(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Unit ground normal [3] in the upright frame of ``points`` [P, 3], and how it was found.
-
-    Low points (15th percentile) of square patches, 1/16 of the footprint's longer side wide, carry the plane
-    z = a x + b y + c, fitted by least squares reweighted with Tukey's biweight.
-    """
+    """Unit ground normal [3] in the upright frame of ``points`` [P, 3], and how it was found."""
     vertical = np.array([0.0, 0.0, 1.0])
-    ranges = [weighted_quantiles(points[:, axis], weights, [0.02, 0.98]) for axis in range(2)]
-    side = max(high - low for low, high in ranges)
-    if side <= 0:
-        return vertical, "up as given (no footprint)"
-    places = np.floor((points[:, :2] - [low for low, _ in ranges]) / (side / 16)).astype(np.int64)
-    inside = ((places >= 0) & (places < 17)).all(axis=1)
-    patches = places[inside] @ [17, 1]
-    low_points = [
-        np.append(members[:, :2].mean(axis=0), np.quantile(members[:, 2], 0.15))
-        for patch in np.unique(patches)
-        if len(members := points[inside][patches == patch]) >= 5
-    ]
-    if len(low_points) < 8:
+    side = max(np.ptp(weighted_quantiles(points[:, axis], weights, [0.02, 0.98])) for axis in range(2))
+    low = _low_points(points, weights, side)
+    if len(low) < 8:
         return vertical, "up as given (too few points for a ground plane)"
-    low = np.stack(low_points) - np.mean(low_points, axis=0)
-    if np.linalg.svd(low[:, :2], compute_uv=False)[-1] < side / 16 * np.sqrt(len(low)):
+    if np.linalg.svd(low[:, :2] - low[:, :2].mean(axis=0), compute_uv=False)[-1] < side / 16 * np.sqrt(len(low)):
         return vertical, "up as given (the footprint is a line)"
-    design = np.column_stack([low[:, :2], np.ones(len(low))])
-    trust = np.ones(len(low))
-    for _ in range(20):
-        plane = np.linalg.lstsq(design * trust[:, None], low[:, 2] * trust, rcond=None)[0]
-        residual = np.abs(design @ plane - low[:, 2])
-        spread = max(float(np.median(residual)), 1e-6 * side)
-        trust = np.sqrt(np.clip(1 - (residual / (6 * spread)) ** 2, 0, None) ** 2 + 1e-12)
-    tilt = float(np.degrees(np.arctan(np.hypot(plane[0], plane[1]))))
-    if tilt > MAX_TILT_DEG or spread > MAX_ROUGHNESS * side:
-        return vertical, f"up as given (low points lean {tilt:.1f}° and scatter {spread / side:.1%} of the footprint)"
-    normal = np.array([-plane[0], -plane[1], 1.0])
+    slopes, scatter = _robust_plane(low)
+    tilt = float(np.degrees(np.arctan(np.hypot(*slopes))))
+    if tilt > MAX_TILT_DEG or scatter > MAX_ROUGHNESS * side:
+        return vertical, f"up as given (low points lean {tilt:.1f}° and scatter {scatter / side:.1%} of the footprint)"
+    normal = np.array([-slopes[0], -slopes[1], 1.0])
     return normal / np.linalg.norm(normal), f"ground plane {tilt:.1f}° from the given up"
+
+
+def _low_points(points: np.ndarray, weights: np.ndarray, side: float) -> np.ndarray:
+    """A low point (15th percentile of height) for each square patch, ``side`` / 16 wide, that has five points, [L, 3]."""
+    if side <= 0:
+        return np.empty((0, 3))
+    corner = [weighted_quantiles(points[:, axis], weights, [0.02])[0] for axis in range(2)]
+    places = np.floor((points[:, :2] - corner) / (side / 16))
+    inside = ((places >= 0) & (places < 17)).all(axis=1)
+    members, patches = points[inside], places[inside].astype(np.int64) @ [17, 1]
+    groups = (members[patches == patch] for patch in np.unique(patches))
+    low = [[*group[:, :2].mean(axis=0), np.quantile(group[:, 2], 0.15)] for group in groups if len(group) >= 5]
+    return np.array(low).reshape(-1, 3)
+
+
+def _robust_plane(low: np.ndarray) -> tuple[np.ndarray, float]:
+    """Slopes [2] of the plane z = a x + b y + c through most of the points [L, 3], and their median distance from it.
+
+    Of 300 planes through three points the one with the least median residual (Rousseeuw 1984) starts least squares
+    reweighted with Tukey's biweight, so up to half the patches may stand on roofs.
+    """
+    low = low - low.mean(axis=0)
+    design = np.column_stack([low[:, :2], np.ones(len(low))])
+    triples = np.argsort(seeds.numpy_generator("ground plane").random((300, len(low))), axis=1)[:, :3]
+    triples = triples[np.abs(np.linalg.det(design[triples])) > 1e-6 * np.abs(low[:, :2]).max() ** 2]
+    planes = np.linalg.solve(design[triples], low[triples, 2][..., None])[..., 0]
+    planes = np.concatenate([planes, np.linalg.lstsq(design, low[:, 2], rcond=None)[0][None]])
+    plane = planes[np.argmin(np.median(np.abs(planes @ design.T - low[:, 2]), axis=1))]
+    for _ in range(20):
+        residual = np.abs(design @ plane - low[:, 2])
+        scatter = max(float(np.median(residual)), 1e-9 * float(np.abs(low).max()))
+        trust = np.clip(1 - (residual / (6 * scatter)) ** 2, 0, None)
+        plane = np.linalg.lstsq(design * trust[:, None], low[:, 2] * trust, rcond=None)[0]
+    return plane[:2], float(np.median(np.abs(design @ plane - low[:, 2])))
 
 
 def _turned_to_footprint(axes: np.ndarray, points: np.ndarray, weights: np.ndarray, centers: np.ndarray) -> np.ndarray:

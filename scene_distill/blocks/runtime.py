@@ -1,6 +1,7 @@
 """The loop over rounds that every method shares: open L units, train them in lockstep, reduce, close, commit.
 
-Shared gradients are averaged over lanes in lane order after every lockstep step, so the result is that of L workers whether
+Shared gradients are averaged over lanes in lane order after every lockstep step, so the result is that of L workers
+whether
 the lanes run side by side or one after another. After each round the changed units, the shared state and the place
 in the schedule are committed by one atomic rename of the manifest. Random numbers are keyed by (seed, unit, step), so a
 run that is killed at any moment and resumed repeats the interrupted round and ends with the same bytes.
@@ -110,7 +111,8 @@ class Runtime:
         return sum(visit.steps for round_ in self.rounds[: self.next_round] for visit in round_.visits)
 
     def resume(self) -> bool:
-        """Take up the committed checkpoint; False when there is none. Raises `UserError` when it is damaged or of another run."""
+        """Take up the committed checkpoint; False when there is none. Raises `UserError` when it is damaged or of
+        another run."""
         path = self.folder / MANIFEST
         if not path.exists():
             return False
@@ -130,7 +132,8 @@ class Runtime:
 
     def run(self, listen: Callable[[Progress], None] = lambda progress: None,
             committed: Callable[[], None] = lambda: None) -> None:  # fmt: skip
-        """Train the rounds that are left. ``listen`` hears of every lockstep step, ``committed`` follows every commit."""
+        """Train the rounds that are left. ``listen`` hears of every lockstep step, ``committed`` follows every
+        commit."""
         while self.next_round < len(self.rounds):
             started = time.perf_counter()
             self._run_round(self.rounds[self.next_round], listen)
@@ -191,8 +194,7 @@ class Runtime:
 
 def mean_over_lanes(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """Per parameter the mean over lanes, summed in lane order."""
-    totals = [gradient.clone() for gradient in gradients[0]]
+    totals = list(gradients[0])
     for lane in gradients[1:]:
-        for total, gradient in zip(totals, lane, strict=True):
-            total += gradient
+        totals = [total + gradient for total, gradient in zip(totals, lane, strict=True)]
     return [total / len(gradients) for total in totals]

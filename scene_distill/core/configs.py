@@ -1,4 +1,5 @@
-"""Flat frozen dataclasses as configs: the same object makes the command line, the YAML file, the checkpoint and the report."""
+"""Flat frozen dataclasses as configs: the same object makes the command line, the YAML file, the checkpoint and the
+report."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ Colours      RGB in [0, 1], display-referred (sRGB as photographs store it). Ima
 
 Shape letters, used alike in Python and in the kernels:
 
-    N Gaussians   M pairs of (tile, Gaussian)   A anchors   S Gaussians per anchor (slots)   F feature channels of an anchor
+    N Gaussians   M pairs of (tile, Gaussian)   A anchors   S Gaussians per anchor (slots)   F feature channels of
+    an anchor
     C cameras     H, W image      D channels   K SH bases   B batch   P points   T tiles
 """
 

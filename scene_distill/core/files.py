@@ -12,7 +12,8 @@ from scene_distill.core.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Call ``write(temporary)`` and rename the result to ``path``; a kill or a full disk leaves the old file as it was."""
+    """Call ``write(temporary)`` and rename the result to ``path``; a kill or a full disk leaves the old file as it
+    was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -12,7 +12,8 @@ class Gaussians:
     """N Gaussians in world space, ready to draw.
 
     means [N, 3] metres; quats [N, 4] (w, x, y, z), not necessarily unit; scales [N, 3] standard deviations in metres
-    (linear, > 0); opacities [N] in (-1, 1], where anything <= 0 is not drawn; features [N, D], for colours D = 3 in [0, 1].
+    (linear, > 0); opacities [N] in (-1, 1], where anything <= 0 is not drawn; features [N, D], for colours D = 3 in
+    [0, 1].
     """
 
     means: Tensor

@@ -39,6 +39,7 @@ def quats_from_rotmats(rotmats: Tensor) -> Tensor:
 
 
 def covariances(quats: Tensor, scales: Tensor) -> Tensor:
-    """World covariances [..., 3, 3] = R diag(s)^2 R^T of quats [..., 4] and standard deviations [..., 3] (3DGS eq. 6)."""
+    """World covariances [..., 3, 3] = R diag(s)^2 R^T of quats [..., 4] and standard deviations [..., 3] (3DGS eq.
+    6)."""
     factor = rotmats_from_quats(quats) * scales[..., None, :]
     return factor @ factor.transpose(-1, -2)

@@ -54,7 +54,7 @@ class ImageCache:
     def __init__(self, frames: Iterable[Frame], width: int, budget_bytes: int) -> None:
         self._frames = {frame.name: frame for frame in frames}
         self._width = width
-        self._budget = max(0, budget_bytes)
+        self.budget_bytes = max(0, budget_bytes)
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
         self._bytes = 0
         self._decoding: dict[str, threading.Event] = {}
@@ -63,6 +63,14 @@ class ImageCache:
         self._work = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._closed = False
+
+    def limit(self, budget_bytes: int) -> None:
+        """Change the budget; photos that no longer fit are dropped, least recently used first."""
+        with self._lock:
+            self.budget_bytes = max(0, budget_bytes)
+            while self._bytes > self.budget_bytes:
+                _, dropped = self._kept.popitem(last=False)
+                self._bytes -= dropped.numel()
 
     @property
     def kept_bytes(self) -> int:
@@ -98,7 +106,7 @@ class ImageCache:
         """
         with self._lock:
             self._queue.clear()
-            room = self._budget
+            room = self.budget_bytes
             for frame in frames:
                 room -= self._size(frame)
                 if room < 0:
@@ -146,9 +154,9 @@ class ImageCache:
 
     def _keep(self, name: str, photo: Tensor) -> None:
         size = photo.numel()
-        if size > self._budget:
+        if size > self.budget_bytes:
             return
-        while self._bytes + size > self._budget:
+        while self._bytes + size > self.budget_bytes:
             _, dropped = self._kept.popitem(last=False)
             self._bytes -= dropped.numel()
         self._kept[name] = photo

@@ -1,6 +1,7 @@
 """Momentum self-distillation (Momentum-GS, section 3.2 and 3.3).
 
-Teacher:   a slowly moving copy of the shared Gaussian decoder: theta_t <- m theta_t + (1 - m) theta_s before every step, m = 0.9.
+Teacher:   a slowly moving copy of the shared Gaussian decoder: theta_t <- m theta_t + (1 - m) theta_s before every
+step, m = 0.9.
 Student:   the decoder in training, on the same anchors and the same view.
 Gradient:  into the student decoder and the anchors' features and scales; never into the teacher's weights. With
            ``attached`` it also reaches features and scales through the teacher's branch, as in the paper's code.

@@ -5,7 +5,8 @@ Student:   the render of the same view.
 Gradient:  flows into everything that made the render; none into the photograph.
 Cost:      one fused L1 + separable SSIM pass forward and backward over H*W*3 values.
 
-L_rec = (1 - lambda) mean|I - P| + lambda (1 - SSIM(I, P)), lambda = 0.2 (3DGS eq. 7; Momentum-GS section 3.1), SSIM with an 11 x 11
+L_rec = (1 - lambda) mean|I - P| + lambda (1 - SSIM(I, P)), lambda = 0.2 (3DGS eq. 7; Momentum-GS section 3.1), SSIM
+with an 11 x 11
 Gaussian window, sigma 1.5, zero padding.
 """
 

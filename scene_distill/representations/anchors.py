@@ -1,6 +1,7 @@
 """Anchors: points that carry a feature from which a decoder makes Gaussians (Scaffold-GS; Momentum-GS section 3.1).
 
-An anchor owns S = 10 slots. Its private parameters are a feature [32], an offset per slot [10, 3] and six log-scales: 0..2
+An anchor owns S = 10 slots. Its private parameters are a feature [32], an offset per slot [10, 3] and six
+log-scales: 0..2
 scale the offsets, 3..5 are the base size of its Gaussians. Positions stay where they were put (the papers give them a
 learning rate of zero).
 """
@@ -55,7 +56,8 @@ class Anchors:
     def visible(self, camera: Camera) -> Tensor:
         """Indices [V] int64 of anchors whose 3-sigma ball of radius max(exp(log_scales[:, :3])) touches the image.
 
-        Depth must exceed NEAR_M (spec momentum_gs.md, section 1, culling before decoding; a ball instead of the ellipsoid).
+        Depth must exceed NEAR_M (spec momentum_gs.md, section 1, culling before decoding; a ball instead of the
+        ellipsoid).
         """
         pose = camera.pose(self.positions.device)
         in_cam = self.positions @ pose[:3, :3].T + pose[:3, 3]
@@ -88,7 +90,8 @@ def anchors_from_points(
 
 
 def neighbour_distance(points: np.ndarray, neighbours: int = 3) -> np.ndarray:
-    """Root mean squared distance [A] of every point [A, 3] to its nearest neighbours, floored at 1e-4; 1 for a lone point."""
+    """Root mean squared distance [A] of every point [A, 3] to its nearest neighbours, floored at 1e-4; 1 for a lone
+    point."""
     count = points.shape[0]
     if count < 2:
         return np.ones(count)

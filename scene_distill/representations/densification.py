@@ -20,10 +20,12 @@ from scene_distill.representations.anchors import Anchors
 class GrowthRules:
     """When a slot makes a new anchor and when an anchor is removed.
 
-    cells: edge of the new anchors' cells per level, in metres (coarse to fine). gradient: threshold of level 0 on the mean
+    cells: edge of the new anchors' cells per level, in metres (coarse to fine). gradient: threshold of level 0 on
+    the mean
     screen gradient in normalised device units, doubled per level. Slots and anchors are judged once they were seen in
     ``min_views`` steps. keep: fraction of candidates taken per level. min_opacity: mean summed opacity of an anchor
-    below which it is removed. max_size: upper bound in metres on the base size exp(s[3:6]). max_anchors: growth stops there.
+    below which it is removed. max_size: upper bound in metres on the base size exp(s[3:6]). max_anchors: growth
+    stops there.
     """
 
     cells: tuple[float, ...]
@@ -73,7 +75,8 @@ class GrowthStatistics:
 
 @torch.no_grad()
 def new_anchors(anchors: Anchors, statistics: GrowthStatistics, rules: GrowthRules, seed: torch.Generator) -> Anchors:
-    """Anchors to add, coarse level first: cell centre, log-scales = log cell edge, feature = element-wise maximum over the
+    """Anchors to add, coarse level first: cell centre, log-scales = log cell edge, feature = element-wise maximum
+    over the
     parents in the cell, slot offsets of the first parent rescaled to stay put in metres."""
     mean_gradient = statistics.gradient / statistics.slot_views.clamp(min=1)
     judged = statistics.slot_views >= rules.min_views

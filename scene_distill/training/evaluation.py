@@ -40,15 +40,18 @@ class TrainedScene(Protocol):
 
 
 class BakeableScene(TrainedScene, Protocol):
-    """A trained scene whose colours depend on the view through a network and can be baked to splats."""
+    """A trained scene whose colours depend on the view through a network and can be baked to splats.
+
+    Here everything is in the training frame, which is the world moved by ``-origin``.
+    """
 
     @property
     def anchor_positions(self) -> Tensor:
-        """World positions [A, 3] of the anchors, float64."""
+        """Positions [A, 3] of the anchors."""
         ...
 
-    def all_gaussians(self, camera_center: np.ndarray) -> Gaussians:
-        """All slots of all anchors as seen from a world position [3], in world coordinates, in a fixed order."""
+    def slots(self, camera_center: np.ndarray, rows: Tensor) -> Gaussians:
+        """All slots of the anchors ``rows`` as seen from a position [3], anchor by anchor."""
         ...
 
 

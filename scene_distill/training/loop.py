@@ -90,21 +90,21 @@ class Training:
 
 
 def prepare(method_name: str, config: RunConfig, build: Build) -> Training:
-    """Load the data, split it into units and check the budget. Nothing is written yet; `Training.folder.open` is next."""
+    """Load the data, split it into units and check the budget. Nothing is written yet; `Training.folder.open` is
+    next."""
     if config.threads:
         native.set_threads(config.threads)
     scene, width = load_for(config)
     folder = RunFolder(config.output_dir or default_folder(config, method_name))
-    with_all_photos = sum(3 * c.width * c.height for c in (f.camera.resized(width) for f in scene.frames))
-    images = ImageCache(scene.frames, width, with_all_photos)
+    all_photos = sum(3 * c.width * c.height for c in (f.camera.resized(width) for f in scene.frames))
+    images = ImageCache(scene.frames, width, all_photos)
     method = build(config, scene, images)
-    ram = 0
+    ram_bytes = 0
     if config.max_memory:
         spare = _spare_bytes(config, method.plan()["working_set_bytes"])
-        images = ImageCache(scene.frames, width, min(with_all_photos, int(IMAGES_SHARE * spare)))
-        method = build(config, scene, images)
-        ram = int((1 - IMAGES_SHARE) * spare)
-    runtime = Runtime(method, method.rounds, folder.checkpoint, ram)
+        images.limit(min(all_photos, int(IMAGES_SHARE * spare)))
+        ram_bytes = spare - images.budget_bytes
+    runtime = Runtime(method, method.rounds, folder.checkpoint, ram_bytes)
     return Training(method_name, config, scene, images, method, runtime, folder)
 
 
@@ -131,7 +131,8 @@ def default_folder(config: RunConfig, method_name: str) -> Path:
 
 
 def plan_text(training: Training) -> str:
-    """What will be trained, the memory and the time it takes; the time is measured on a few steps of the largest unit."""
+    """What will be trained, the memory and the time it takes; the time is measured on a few steps of the largest
+    unit."""
     plan = training.method.plan()
     first = training.runtime.rounds[0]
     seconds = _seconds_per_step(training)
@@ -182,7 +183,8 @@ def _note(step: Progress) -> str:
 
 def evaluate_run(method_name: str, folder: RunFolder, merged: TrainedScene, scene: Scene, images: ImageCache,
                  save: Save, extra: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """Metrics of a merged scene on the held-out views (on all views when none are held out), written to metrics.json."""
+    """Metrics of a merged scene on the held-out views (on all views when none are held out), written to
+    metrics.json."""
     frames = scene.test_frames or scene.frames
     results = evaluate(merged, frames, images, save)
     report = {

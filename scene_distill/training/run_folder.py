@@ -51,12 +51,15 @@ class RunFolder:
     def open(self, config: RunConfig, method: str) -> None:
         """Make the folder and write the config, or check that a run to be resumed has the same one.
 
-        Raises `UserError` when the folder holds a run and ``config.resume`` is off, when it holds none and it is on, or when
-        settings that decide what is trained have changed.
+        With ``config.resume`` a folder without a run starts one (a run may be killed before it wrote anything). Raises
+        `UserError` when the folder holds a run and ``config.resume`` is off, or when settings that decide what is
+        trained have changed.
         """
-        if config.resume:
-            if not self.config.exists():
-                raise UserError(f"there is no run to resume in {self.path}; leave out --resume or check --output-dir")
+        if self.config.exists():
+            if not config.resume:
+                raise UserError(
+                    f"{self.path} already holds a run; add --resume to continue it or choose another --output-dir"
+                )
             old = self.saved_config(type(config), method)
             changed = changed_fields(old, config)
             if changed:
@@ -66,10 +69,6 @@ class RunFolder:
                     "resume with the same settings or choose another --output-dir"
                 )
             return
-        if self.config.exists():
-            raise UserError(
-                f"{self.path} already holds a run; add --resume to continue it or choose another --output-dir"
-            )
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, lambda temporary: save_config(config, temporary, method))
 

@@ -27,7 +27,8 @@ from scene_distill.training.optimisers import AdamMoments, log_linear
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A training view of a block: its camera (training frame and size) and a function that loads its photo [H, W, 3] in [0, 1]."""
+    """A training view of a block: its camera (training frame and size) and a function that loads its photo [H, W,
+    3] in [0, 1]."""
 
     camera: Camera
     photo: Callable[[], Tensor]
@@ -91,7 +92,8 @@ class BlockTraining:
         return (gradients if self.shares and not self.decoder_frozen else None), log
 
     def close(self) -> tuple[State, dict[str, float]]:
-        """The block's state, and its PSNR and SSIM on every tenth of its own views (spec momentum_gs.md, section 3.4)."""
+        """The block's state, and its PSNR and SSIM on every tenth of its own views (spec momentum_gs.md, section
+        3.4)."""
         names = ("positions", "offsets", "features", "log_scales")
         state: State = {f"anchors.{name}": getattr(self.anchors, name) for name in names}
         for name, moments in self.moments.items():

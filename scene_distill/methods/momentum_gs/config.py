@@ -1,4 +1,5 @@
-"""The settings of Momentum-GS. Defaults are measured on a laptop-sized schedule; configs/ holds the published setting."""
+"""The settings of Momentum-GS. Defaults are measured on a laptop-sized schedule; configs/ holds the published
+setting."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from scene_distill.core.configs import RunConfig
 class MomentumGSConfig(RunConfig):
     """Momentum-GS: a city in blocks whose anchors share one Gaussian decoder and learn from its momentum teacher.
 
-    Every schedule is a fraction of ``iterations`` (of the decoder's own clock for the decoder), so 60 and 60,000 both train.
+    Every schedule is a fraction of ``iterations`` (of the decoder's own clock for the decoder), so 60 and 60,000
+    both train.
     """
 
     partition: Literal["balanced", "grid"] = "balanced"

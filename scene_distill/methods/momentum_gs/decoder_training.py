@@ -1,4 +1,5 @@
-"""The decoder in training: student weights, their Adam moments on the decoder's own clock, the teacher, the scoreboard."""
+"""The decoder in training: student weights, their Adam moments on the decoder's own clock, the teacher, the
+scoreboard."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,8 @@ FIELDS = ("positions", "offsets", "features", "log_scales")
 
 @dataclass(frozen=True, eq=False)
 class MergedCity:
-    """A anchors in the training frame (world minus ``origin`` [3]), the block each came from [A] int32, and the decoders:
+    """A anchors in the training frame (world minus ``origin`` [3]), the block each came from [A] int32, and the
+    decoders:
     one that all share, or one per block when sharing was off. ``metadata`` travels into exports."""
 
     anchors: Anchors
@@ -42,8 +43,8 @@ class MergedCity:
 
     @property
     def anchor_positions(self) -> Tensor:
-        """World positions [A, 3] of the anchors, float64."""
-        return self.anchors.positions.double() + torch.as_tensor(self.origin)
+        """Positions [A, 3] of the anchors in the training frame."""
+        return self.anchors.positions
 
     @torch.no_grad()
     def gaussians(self, camera: Camera, blocks: frozenset[int] | None = None) -> Gaussians:
@@ -60,13 +61,11 @@ class MergedCity:
         return render(self.gaussians(camera, blocks), camera.moved(self.origin), with_depth=with_depth)
 
     @torch.no_grad()
-    def all_gaussians(self, camera_center: np.ndarray) -> Gaussians:
-        """All slots of all anchors as seen from a world position [3], in world coordinates, anchor by anchor."""
+    def slots(self, camera_center: np.ndarray, rows: Tensor) -> Gaussians:
+        """All slots of the anchors ``rows`` as seen from a position [3], both in the training frame, anchor by anchor."""
         pose = np.eye(4)
-        pose[:3, 3] = self.origin - np.asarray(camera_center)
-        camera = Camera(1, 1, 1.0, 1.0, 0.5, 0.5, pose)
-        gaussians = self._decode(torch.arange(len(self)), camera)
-        return replace(gaussians, means=gaussians.means + torch.as_tensor(self.origin, dtype=torch.float32))
+        pose[:3, 3] = -np.asarray(camera_center)
+        return self._decode(rows, Camera(1, 1, 1.0, 1.0, 0.5, 0.5, pose))
 
     def _decode(self, rows: Tensor, camera: Camera) -> Gaussians:
         """The slots of anchors ``rows`` in their order, each decoded by the decoder of its block."""

@@ -1,4 +1,5 @@
-"""Momentum-GS, wired: a scene becomes blocks, blocks share a decoder with a momentum teacher, and merge into one city."""
+"""Momentum-GS, wired: a scene becomes blocks, blocks share a decoder with a momentum teacher, and merge into one
+city."""
 
 from __future__ import annotations
 

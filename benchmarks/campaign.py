@@ -1,0 +1,54 @@
+"""A campaign: named commands, each run once, a JSON written after every run, so that a stopped campaign continues.
+
+Every run is a process of its own: what it leaks or caches does not reach the next, and its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def shared_data() -> Path:
+    """SCENE_DISTILL_DATA, or shared/data beside the repository; exits with a sentence when neither exists."""
+    path = Path(os.environ.get("SCENE_DISTILL_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        sys.exit(f"no real data at {path}; set SCENE_DISTILL_DATA to the folder that holds aerial_sheffield/")
+    return path
+
+
+class Campaign:
+    """Runs that are done are kept in one JSON file by name."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+
+    def run(self, name: str, arguments: list[str], folder: Path) -> dict[str, Any]:
+        """`scene-distill train ...` into ``folder`` unless ``name`` is done (a run that was cut off resumes); its
+        metrics.json
+        with wall seconds and the process's peak memory beside it."""
+        if name in self.results:
+            return self.results[name]
+        resume = ["--resume"] if (folder / "config.yaml").exists() else []
+        command = [sys.executable, "-m", "scene_distill", "train", *arguments, "--output-dir", str(folder), *resume]
+        started = time.time()
+        subprocess.run(command, check=True, cwd=ROOT)
+        report = json.loads((folder / "metrics.json").read_text())
+        self.keep(name, report | {"wall_seconds": time.time() - started})
+        return self.results[name]
+
+    def keep(self, name: str, value: Any) -> None:
+        """Store a result and write the file."""
+        self.results[name] = value
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
+        temporary.replace(self.file)

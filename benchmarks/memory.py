@@ -1,0 +1,33 @@
+"""Peak memory against the number of blocks: cities of 2, 4, 8 and 16 equal blocks, two lanes.
+
+    python benchmarks/memory.py
+
+The city grows with K, the budget does not. Figures go to benchmarks/results/memory.json after every run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from campaign import ROOT, Campaign
+
+from scene_distill.data.procedural_city import load_recipe, make_city
+
+GRIDS = {2: (2, 1), 4: (2, 2), 8: (4, 2), 16: (4, 4)}
+
+
+def main() -> None:
+    campaign = Campaign(ROOT / "benchmarks" / "results" / "memory.json")
+    for blocks, (nx, ny) in GRIDS.items():
+        city = ROOT / "outputs" / "memory" / f"city-{blocks}"
+        make_city(dataclasses.replace(load_recipe("city_growing"), blocks_x=nx, blocks_y=ny), city)
+        arguments = ["momentum-gs", "--data", str(city), "--blocks", str(blocks), "--lanes", "2"]
+        arguments += ["--iterations", "100", "--image-width", "400", "--max-memory", "1500MB"]
+        report = campaign.run(f"{blocks} blocks", arguments, ROOT / "outputs" / "memory" / f"run-{blocks}")
+        print(f"{blocks} blocks: peak {report['peak_memory_bytes'] / 1e6:.0f} MB, {report['primitives']} anchors")
+    peaks = {k: campaign.results[f"{k} blocks"]["peak_memory_bytes"] for k in GRIDS}
+    print(f"peak at 16 blocks is {peaks[16] / peaks[4]:.3f} times the peak at 4")
+
+
+if __name__ == "__main__":
+    main()
