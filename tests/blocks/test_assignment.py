@@ -162,10 +162,16 @@ def test_render_difference_decides_by_tau_and_is_asked_once_per_pair(scene):
             assert assignment[view, block] == ((view + block) % 3 == 0 or spots[view] == block)
 
 
-def test_render_difference_below_tau_everywhere_still_trains_every_block(scene):
-    cells = partition(scene, 17)
-    assignment = assign_views_by_render(scene, cells, lambda view, block: 0.001 * (view + 1))
-    assert assignment.any(axis=0).all() and assignment.any(axis=1).all()
+def test_render_difference_below_tau_still_gives_every_block_its_best_view(scene):
+    cells = partition(scene, 12, scheme="grid")
+    spots = set(cells.owner(view_spots(scene, cells, observe(scene))))
+    overlooked = [block for block in range(12) if block not in spots]
+    assert overlooked, "cells outside the box, where no view looks"
+    assignment = assign_views_by_render(scene, cells, lambda view, block: 0.001 if view == 5 else 0.0)
+    assert assignment.any(axis=1).all()
+    for block in overlooked:
+        assert np.flatnonzero(assignment[:, block]).tolist() == [5]
+    assert empty_blocks(assign_views_by_render(scene, cells, lambda view, block: 0.0)) == tuple(overlooked)
 
 
 def test_table_adds_up(scene):

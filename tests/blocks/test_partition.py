@@ -112,6 +112,15 @@ def test_ground_plane_is_followed_up_to_a_limit(tilt, found, flight, town):
     assert angle == pytest.approx(found, abs=1.0)
 
 
+def test_a_quarter_of_high_rises_does_not_tip_the_ground(flight, town):
+    points = town()
+    points[:, 2] += np.tan(np.radians(4)) * points[:, 1]
+    points[points[:, 0] > 60, 2] += 30
+    space = automatic_bounds(flight(points, height=120.0))
+    assert "ground plane" in space.how
+    assert space.axes[2] == pytest.approx([0, -np.sin(np.radians(4)), np.cos(np.radians(4))], abs=0.01)
+
+
 @pytest.mark.parametrize("slant", [0.0, 60.0])
 @pytest.mark.parametrize(("tracks", "count"), [(True, 1500), (False, 60)])
 def test_outliers_do_not_move_the_box(slant, tracks, count, flight, town):
@@ -193,6 +202,12 @@ def test_balanced_blocks_hold_equal_shares_of_what_is_seen(cloud, blocks, reques
     weights = observe(scene).weights(len(scene.points))
     shares = np.bincount(cells.owner(scene.points), weights, blocks)
     assert shares.max() / shares.min() <= 1.5
+
+
+def test_longer_side_is_cut_first(flight, town):
+    two = partition(flight(town()), 2)
+    assert two.cells[0].max[0] == two.cells[1].min[0] == pytest.approx(0.5, abs=0.02)
+    assert two.cells[0].max[1:] == (1.0, 1.0)
 
 
 def test_points_on_few_columns_are_still_balanced_by_the_other_axis(flight):
