@@ -176,7 +176,7 @@ def _ground_normal(points: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray,
 
 
 def _low_points(points: np.ndarray, weights: np.ndarray, side: float) -> np.ndarray:
-    """A low point (15th percentile of height) for each square patch, ``side`` / 16 wide, that has five points, [L, 3]."""
+    """A low point (15th percentile of height) of each square patch, ``side`` / 16 wide, with five points [L, 3]."""
     if side <= 0:
         return np.empty((0, 3))
     corner = [weighted_quantiles(points[:, axis], weights, [0.02])[0] for axis in range(2)]
