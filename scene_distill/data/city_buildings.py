@@ -10,20 +10,21 @@ import numpy as np
 from scene_distill.data.city_mesh import Kind, MeshBuilder, Paint, Placement, linear
 
 WALLS = (
-    linear(222, 212, 190), linear(204, 178, 138), linear(158, 88, 68), linear(214, 196, 160), linear(188, 120, 88),
-    linear(226, 222, 212), linear(196, 160, 112), linear(128, 74, 60), linear(176, 184, 184), linear(214, 170, 140),
+    linear(206, 196, 176), linear(190, 166, 132), linear(150, 92, 74), linear(196, 180, 150), linear(176, 122, 96),
+    linear(208, 204, 194), linear(184, 154, 116), linear(130, 82, 68), linear(168, 174, 174), linear(196, 162, 138),
 )  # fmt: skip
-TRIM = (linear(240, 238, 230), linear(206, 200, 188), linear(92, 84, 78))
+TRIM = (linear(216, 213, 204), linear(188, 182, 170), linear(110, 102, 94))
 TILE_COLORS = (
-    linear(178, 86, 56), linear(158, 70, 50), linear(122, 62, 48), linear(98, 96, 102), linear(74, 78, 88), linear(196, 108, 70),
+    linear(164, 94, 70), linear(148, 80, 62), linear(124, 74, 62), linear(108, 106, 108), linear(90, 92, 100),
+    linear(180, 114, 84),
 )  # fmt: skip
 FLAT_COLORS = (linear(168, 164, 156), linear(132, 130, 128), linear(198, 194, 186), linear(104, 104, 106))
-METAL = Paint(Kind.PLAIN, linear(196, 198, 198), params=(0.12,))
+METAL = Paint(Kind.PLAIN, linear(178, 180, 180), params=(0.12,))
 DARK_METAL = Paint(Kind.PLAIN, linear(92, 94, 98), params=(0.15,))
 BRICK = Paint(Kind.PLAIN, linear(150, 84, 64), params=(0.4,))
 CONCRETE = Paint(Kind.PLAIN, linear(196, 192, 184), params=(0.18,))
 SKYLIGHT = Paint(Kind.SOLAR, linear(58, 78, 96), linear(220, 222, 222), (1.3, 1.3))
-PANELS = Paint(Kind.SOLAR, linear(28, 40, 74), linear(150, 158, 170), (1.2, 1.9))
+PANELS = Paint(Kind.SOLAR, linear(44, 54, 84), linear(120, 128, 142), (1.2, 1.9))
 GREEN_ROOF = Paint(Kind.GRASS, linear(120, 132, 76), params=(0.0,))
 
 FLOOR = 3.1
@@ -104,9 +105,7 @@ def chimney(builder: MeshBuilder, place: Placement, low: float, high: float) -> 
     builder.slab(place, (0.55, 0.55), high + 0.03, DARK_METAL)
 
 
-def roof_details(
-    builder: MeshBuilder, side: Placement, size: tuple[float, float], z: float, rise: float
-) -> None:
+def roof_details(builder: MeshBuilder, side: Placement, size: tuple[float, float], z: float, rise: float) -> None:
     """Chimney, roof windows, dormers or solar panels on the slope of ``side`` (its eave towards -y, ridge at y = 0)."""
     rng = builder.rng
     length, run = size
@@ -144,7 +143,9 @@ def flat_roof(
     """A flat roof behind a parapet, with machines, skylights, solar rows, planting or a terrace on it."""
     rng = builder.rng
     green = rng.random() < 0.22
-    sheet = Paint(Kind.FLAT_ROOF, pick(rng, FLAT_COLORS), linear(82, 82, 84), (rng.uniform(2.2, 3.2), rng.uniform(0.3, 0.55)))
+    sheet = Paint(
+        Kind.FLAT_ROOF, pick(rng, FLAT_COLORS), linear(82, 82, 84), (rng.uniform(2.2, 3.2), rng.uniform(0.3, 0.55))
+    )
     builder.slab(place, size, z, GREEN_ROOF if green else sheet)
     rim, top = 0.45, z + 0.75
     paint = Paint(Kind.PLAIN, trim, params=(0.12,))
@@ -168,9 +169,19 @@ def _roof_item(builder: MeshBuilder, place: Placement, room: tuple[float, float]
     if kind < 0.28:
         for x in np.arange(-room[0] / 2 + 0.8, room[0] / 2 - 0.5, 2.1):
             low, high = z + 0.25, z + 1.0
-            corners = [(x, -room[1] / 2, low), (x + 1.5, -room[1] / 2, high), (x + 1.5, room[1] / 2, high), (x, room[1] / 2, low)]
+            corners = [
+                (x, -room[1] / 2, low),
+                (x + 1.5, -room[1] / 2, high),
+                (x + 1.5, room[1] / 2, high),
+                (x, room[1] / 2, low),
+            ]
             builder.polygon(place.world(np.array(corners)), Paint(Kind.SOLAR, PANELS.color, PANELS.accent, (5.0, 1.4)))
-            back = [(x + 1.5, room[1] / 2, z), (x + 1.5, room[1] / 2, high), (x + 1.5, -room[1] / 2, high), (x + 1.5, -room[1] / 2, z)]
+            back = [
+                (x + 1.5, room[1] / 2, z),
+                (x + 1.5, room[1] / 2, high),
+                (x + 1.5, -room[1] / 2, high),
+                (x + 1.5, -room[1] / 2, z),
+            ]
             builder.polygon(place.world(np.array(back)), DARK_METAL)
     elif kind < 0.55:
         size = (min(room[0], rng.uniform(2.0, 3.4)), min(room[1], rng.uniform(1.6, 2.6)))
@@ -180,21 +191,30 @@ def _roof_item(builder: MeshBuilder, place: Placement, room: tuple[float, float]
     elif kind < 0.72:
         size = (min(room[0], 3.6), min(room[1], 3.0))
         builder.walls(place, size, (z, z + 2.6), CONCRETE)
-        builder.slab(place, (size[0] + 0.4, size[1] + 0.4), z + 2.62, Paint(Kind.PLAIN, linear(120, 118, 116), params=(0.2,)))
+        builder.slab(
+            place, (size[0] + 0.4, size[1] + 0.4), z + 2.62, Paint(Kind.PLAIN, linear(120, 118, 116), params=(0.2,))
+        )
     elif kind < 0.88:
         for x in np.arange(-room[0] / 2 + 1.0, room[0] / 2 - 0.6, 2.6):
             builder.walls(place.at(x, 0), (1.5, min(room[1], 3.9)), (z, z + 0.5), METAL)
             builder.slab(place.at(x, 0), (1.5, min(room[1], 3.9)), z + 0.5, SKYLIGHT)
     else:
         builder.slab(place, room, z + 0.08, Paint(Kind.DECK, linear(176, 134, 94), params=(0.8,)))
-        builder.box(place.at(room[0] * 0.2, 0), (1.8, 1.8), (z, z + 1.0), Paint(Kind.FOLIAGE, linear(92, 120, 60), params=(1.0,)))
+        builder.box(
+            place.at(room[0] * 0.2, 0),
+            (1.8, 1.8),
+            (z, z + 1.0),
+            Paint(Kind.FOLIAGE, linear(92, 120, 60), params=(1.0,)),
+        )
 
 
 def balconies(
     builder: MeshBuilder, place: Placement, size: tuple[float, float], z: tuple[float, float], columns: int
 ) -> None:
     """Rows of balconies on the side of a block that faces local -y."""
-    rail = Paint(Kind.PLAIN, pick(builder.rng, (linear(226, 226, 222), linear(96, 112, 120), linear(150, 90, 66))), params=(0.1,))
+    rail = Paint(
+        Kind.PLAIN, pick(builder.rng, (linear(226, 226, 222), linear(96, 112, 120), linear(150, 90, 66))), params=(0.1,)
+    )
     for floor in np.arange(z[0] + FLOOR, z[1] - 2.0, FLOOR):
         for index in range(columns):
             x = (index + 0.5) * size[0] / columns - size[0] / 2
@@ -229,10 +249,16 @@ def hall(builder: MeshBuilder, place: Placement, size: tuple[float, float], heig
     """A factory hall with a saw-tooth roof: glass to the north, sheet metal to the south."""
     rng = builder.rng
     color = pick(rng, (linear(176, 184, 188), linear(150, 92, 72), linear(206, 200, 186)))
-    walls(builder, place, size, (0.0, height), Paint(Kind.FACADE, color, TRIM[1], (4.0, height, 2.6, height * 0.3, 0.0, height)))
+    walls(
+        builder,
+        place,
+        size,
+        (0.0, height),
+        Paint(Kind.FACADE, color, TRIM[1], (4.0, height, 2.6, height * 0.3, 0.0, height)),
+    )
     teeth = max(2, round(size[0] / 6.0))
     step = size[0] / teeth
-    sheet = Paint(Kind.FLAT_ROOF, linear(172, 178, 182), linear(96, 100, 104), (1.9, 0.25))
+    sheet = Paint(Kind.FLAT_ROOF, linear(152, 158, 162), linear(104, 108, 112), (1.9, 0.25))
     glass = Paint(Kind.SOLAR, linear(92, 124, 140), linear(230, 232, 230), (2.0, 4.0))
     side = Paint(Kind.PLAIN, color, params=(0.1,))
     for index in range(teeth):

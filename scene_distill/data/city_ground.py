@@ -12,14 +12,14 @@ import numpy as np
 from scene_distill.data.city_mesh import linear
 from scene_distill.data.city_noise import Noise, band, mix, stripes
 
-ASPHALT = np.float32(linear(98, 98, 102))
-MARKING = np.float32(linear(232, 232, 224))
-PAVEMENT = np.float32(linear(176, 170, 160))
-KERB = np.float32(linear(206, 202, 194))
-GRASS = np.float32(linear(104, 124, 62))
-MEADOW = np.float32([linear(136, 140, 80), linear(104, 126, 66), linear(168, 152, 96), linear(118, 112, 80)])
-PLAZA = np.float32(linear(190, 178, 160))
-YARD = np.float32(linear(122, 119, 114))
+ASPHALT = np.array(linear(112, 111, 112), np.float32)
+MARKING = np.array(linear(206, 205, 198), np.float32)
+PAVEMENT = np.array(linear(166, 161, 152), np.float32)
+KERB = np.array(linear(186, 182, 174), np.float32)
+GRASS = np.array(linear(112, 128, 78), np.float32)
+MEADOW = np.array([linear(134, 142, 94), linear(114, 130, 82), linear(160, 150, 110), linear(134, 122, 98)], np.float32)
+PLAZA = np.array(linear(172, 163, 148), np.float32)
+YARD = np.array(linear(122, 119, 114), np.float32)
 
 LOT_GRASS, LOT_PAVED, LOT_YARD = 0, 1, 2
 """What covers a lot where nothing stands on it."""
@@ -132,7 +132,7 @@ def grass(x: np.ndarray, y: np.ndarray, noise: Noise, color: np.ndarray) -> np.n
     """Lawn: ``color`` ([3] or [n, 3]) with worn and lush patches, [n, 3]."""
     coarse, fine = noise.smooth(x * 0.16, y * 0.16), noise.smooth(x * 0.75 + 9, y * 0.75)
     shade = 0.62 + 0.45 * coarse + 0.3 * fine
-    dry = np.float32([1.16, 1.02, 0.85])
+    dry = np.array([1.16, 1.02, 0.85], np.float32)
     return color * shade[:, None] * (1 + (dry - 1) * (noise.smooth(x * 0.33 + 70, y * 0.33)[:, None] * 1.6 - 0.3))
 
 
@@ -153,11 +153,12 @@ def _lot(plan: StreetPlan, x: np.ndarray, y: np.ndarray, blur: np.ndarray, noise
 
 def _field(x: np.ndarray, y: np.ndarray, blur: np.ndarray, noise: Noise) -> np.ndarray:
     """Farmland around the city: a patchwork of parcels with soft furrows."""
-    parcel_x, parcel_y = x / 46.0 + 0.37, y / 38.0 + 0.61
+    bend_x, bend_y = noise.smooth(x / 60.0, y / 60.0 + 30), noise.smooth(x / 60.0 + 30, y / 60.0)
+    parcel_x, parcel_y = (x + 34 * bend_x) / 46.0 + 0.37, (y + 34 * bend_y) / 38.0 + 0.61
     pick = noise.cells(parcel_x, parcel_y, 11)
     color = MEADOW[(pick * len(MEADOW)).astype(np.int32)]
-    across = np.where(noise.cells(parcel_x, parcel_y, 12) > 0.5, x, y)
+    across = np.where(noise.cells(parcel_x, parcel_y, 12) > 0.5, x + 6 * bend_x, y + 6 * bend_y)
     furrows = stripes(across, 2.8, 1.2, np.maximum(blur, 0.5))
-    edge = np.maximum(stripes(x + 17.0, 46.0, 1.6, blur), stripes(y + 23.2, 38.0, 1.6, blur))
+    edge = np.maximum(stripes(parcel_x * 46.0, 46.0, 1.6, blur), stripes(parcel_y * 38.0, 38.0, 1.6, blur))
     color = grass(x * 0.7, y * 0.7, noise, color) * (1 - 0.16 * furrows * (pick > 0.3))[:, None]
     return mix(color, GRASS * np.float32(0.62), edge)

@@ -7,6 +7,7 @@ blocks is twice as much of the same. Each block draws from its own generator: gr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -17,17 +18,17 @@ from scene_distill.data.city_mesh import CityMesh, Kind, MeshBuilder, Paint, Pla
 
 BLOCK_KINDS = ("perimeter", "houses", "offices", "park", "industry", "terraces")
 LOT_GROUND = {"perimeter": LOT_PAVED, "offices": LOT_PAVED, "industry": LOT_YARD}
-LEAVES = (linear(92, 122, 52), linear(112, 132, 58), linear(76, 106, 54), linear(132, 134, 62), linear(70, 98, 60))
+LEAVES = (linear(90, 112, 62), linear(104, 122, 66), linear(80, 102, 62), linear(120, 124, 72), linear(76, 96, 66))
 CARS = (
-    linear(228, 228, 230), linear(60, 62, 68), linear(170, 36, 34), linear(44, 74, 130), linear(150, 156, 162),
-    linear(222, 222, 224), linear(34, 36, 40), linear(196, 160, 62),
+    linear(206, 206, 208), linear(68, 70, 76), linear(150, 52, 46), linear(60, 84, 126), linear(150, 156, 162),
+    linear(200, 200, 202), linear(52, 54, 58), linear(122, 128, 118),
 )  # fmt: skip
 LAWN = Paint(Kind.GRASS, linear(108, 132, 64), params=(1.5,))
 BED = Paint(Kind.GRASS, linear(98, 120, 58), params=(0.0,))
 PATH = Paint(Kind.PAVING, linear(204, 184, 150), params=(1.2,))
 DRIVE = Paint(Kind.PAVING, linear(168, 160, 152), params=(1.6,))
 HEDGE = Paint(Kind.FOLIAGE, linear(70, 98, 48), params=(1.1,))
-POOL = Paint(Kind.WATER, linear(70, 168, 186), linear(104, 196, 204))
+POOL = Paint(Kind.WATER, linear(86, 158, 172), linear(112, 182, 190))
 POND = Paint(Kind.WATER, linear(58, 84, 78), linear(84, 108, 92))
 TRUNK = Paint(Kind.PLAIN, linear(104, 82, 62), params=(0.2,))
 
@@ -44,11 +45,13 @@ class City:
 def build_city(seed: int, blocks: tuple[int, int], pitch: float, height_range: tuple[float, float]) -> City:
     """Lay out blocks[0] x blocks[1] city blocks with street centre lines ``pitch`` metres apart.
 
-    Buildings other than houses are between height_range[0] and height_range[1] metres tall. Deterministic in its arguments.
+    Buildings other than houses are between height_range[0] and height_range[1] metres tall. Same arguments, same city.
     """
     order = np.array(BLOCK_KINDS)
     numpy_generator(seed, "city", "kinds").shuffle(order)
-    kinds = tuple(tuple(str(order[(i + 2 * j + j // 3) % len(order)]) for j in range(blocks[1])) for i in range(blocks[0]))
+    kinds = tuple(
+        tuple(str(order[(i + 3 * j + j // 2) % len(order)]) for j in range(blocks[1])) for i in range(blocks[0])
+    )
     ground = np.array([[LOT_GROUND.get(kind, LOT_GRASS) for kind in column] for column in kinds], np.int8)
     plan = StreetPlan(blocks[0], blocks[1], pitch, road_half=5.0, pavement=2.6, lot_ground=ground)
     builder = MeshBuilder(numpy_generator(seed, "city", "ground"))
@@ -77,7 +80,7 @@ def tree(builder: MeshBuilder, place: Placement, height: float) -> None:
     rng = builder.rng
     points, faces = _SPHERE
     color = LEAVES[int(rng.integers(len(LEAVES)))]
-    leaves = Paint(Kind.FOLIAGE, color, linear(150, 160, 82), (rng.uniform(0.55, 0.8),))
+    leaves = Paint(Kind.FOLIAGE, color, linear(130, 142, 82), (rng.uniform(0.6, 0.85),))
     builder.walls(place, (0.35, 0.35), (0.0, height * 0.5), TRUNK)
     conifer = rng.random() < 0.15
     for index in range(1 if conifer else int(rng.integers(1, 4))):
@@ -122,7 +125,9 @@ def parking(builder: MeshBuilder, place: Placement, bays: int, full: float) -> N
             car(builder, place.at((index + 0.5) * 2.6 - size[0] / 2, builder.rng.uniform(-0.3, 0.3), np.pi / 2))
 
 
-def trees(builder: MeshBuilder, place: Placement, size: tuple[float, float], count: int, heights: tuple[float, float]) -> None:
+def trees(
+    builder: MeshBuilder, place: Placement, size: tuple[float, float], count: int, heights: tuple[float, float]
+) -> None:
     """Scatter trees over a rectangle, at least three metres apart."""
     rng = builder.rng
     taken: list[np.ndarray] = []
@@ -144,7 +149,7 @@ def _perimeter(builder: MeshBuilder, place: Placement, lot: float, heights: tupl
         length = lot - 2.0 if turn % 2 == 0 else lot - 2.0 - 2 * depth
         cuts = np.cumsum([0.0, *rng.uniform(0.8, 1.3, 3 if turn % 2 == 0 else 2)])
         cuts = cuts / cuts[-1] * length - length / 2
-        for left, right in zip(cuts[:-1], cuts[1:], strict=True):
+        for left, right in pairwise(cuts):
             spot = side.at((left + right) / 2, -(lot - 2.0 - depth) / 2)
             height = round(rng.uniform(max(heights[0], 8.5), top) / 3.1) * 3.1
             if rng.random() < 0.35:
@@ -180,7 +185,9 @@ def _houses(builder: MeshBuilder, place: Placement, lot: float, heights: tuple[f
             builder.slab(plot.at(-wide / 2 + 1.9, -deep / 2 + 4.0), (2.8, 8.0), 0.03, DRIVE)
             if rng.random() < 0.75:
                 car(builder, plot.at(-wide / 2 + 1.9, -deep / 2 + 4.4, np.pi / 2))
-            builder.slab(plot.at(0.5, -deep / 2 + 14.4), (5.5, 2.6), 0.04, Paint(Kind.DECK, linear(172, 130, 92), params=(0.8,)))
+            builder.slab(
+                plot.at(0.5, -deep / 2 + 14.4), (5.5, 2.6), 0.04, Paint(Kind.DECK, linear(172, 130, 92), params=(0.8,))
+            )
             builder.slab(plot.at(0.6, deep / 2 - 4.4), (wide - 3.0, 6.4), 0.02, LAWN)
             if rng.random() < 0.45:
                 builder.slab(plot.at(1.2, deep / 2 - 4.0), (6.2, 3.6), 0.05, PATH)
@@ -199,7 +206,9 @@ def _offices(builder: MeshBuilder, place: Placement, lot: float, heights: tuple[
     tower(builder, place.at(-quarter + 1.0, quarter - 1.0), (17.0, 17.0), heights[1] * rng.uniform(0.85, 1.0))
     middle = rng.uniform(0.4, 0.65) * heights[1]
     flat_block(builder, place.at(quarter + 1.5, quarter + 1.0), (15.0, 16.0), max(middle, heights[0]), shop=True)
-    flat_block(builder, place.at(-quarter + 1.0, -quarter - 2.0), (19.0, 12.0), max(middle * 0.6, heights[0]), shop=False)
+    flat_block(
+        builder, place.at(-quarter + 1.0, -quarter - 2.0), (19.0, 12.0), max(middle * 0.6, heights[0]), shop=False
+    )
     for row in (0, 1):
         parking(builder, place.at(quarter + 1.0, -quarter - 4.6 + row * 11.0), 6, 0.65)
     trees(builder, place.at(quarter + 1.0, -quarter + 0.9), (14.0, 3.0), 3, (4.5, 6.5))
@@ -236,7 +245,13 @@ def _park(builder: MeshBuilder, place: Placement, lot: float, heights: tuple[flo
     trees(builder, place.at(quarter + 0.5, -quarter - 0.5), (17.0, 17.0), 9, (5.0, 9.0))
     trees(builder, place.at(-quarter - 0.5, -5.0), (17.0, 3.0), 3, (5.0, 7.0))
     builder.box(place.at(6.0, -9.0, 0.3), (4.0, 4.0), (0.0, 2.4), CONCRETE)
-    builder.frustum(place.at(6.0, -9.0, 0.3), (5.2, 5.2), (0.2, 0.2), (2.4, 4.4), Paint(Kind.TILES, linear(98, 96, 102), linear(60, 60, 60), (3.2, 0.8, 0.2)))
+    builder.frustum(
+        place.at(6.0, -9.0, 0.3),
+        (5.2, 5.2),
+        (0.2, 0.2),
+        (2.4, 4.4),
+        Paint(Kind.TILES, linear(98, 96, 102), linear(60, 60, 60), (3.2, 0.8, 0.2)),
+    )
 
 
 def _industry(builder: MeshBuilder, place: Placement, lot: float, heights: tuple[float, float]) -> None:
@@ -246,13 +261,21 @@ def _industry(builder: MeshBuilder, place: Placement, lot: float, heights: tuple
     hall(builder, place.at(-3.0, lot / 4 - 0.5), (lot - 10.0, lot / 2 - 5.0), max(heights[0], 7.0))
     flat_block(builder, place.at(-lot / 4 + 0.5, -lot / 4 - 2.5), (18.0, 13.0), max(heights[0], 6.2), shop=False)
     parking(builder, place.at(lot / 4 + 0.5, -lot / 2 + 3.6), 7, 0.75)
-    paints = (linear(178, 74, 52), linear(56, 98, 142), linear(88, 122, 84), linear(200, 156, 62), linear(158, 160, 160))
+    paints = (
+        linear(178, 74, 52),
+        linear(56, 98, 142),
+        linear(88, 122, 84),
+        linear(200, 156, 62),
+        linear(158, 160, 160),
+    )
     for row in range(2):
         for column in range(3):
             if rng.random() < 0.85:
                 paint = Paint(Kind.DECK, paints[int(rng.integers(5))], params=(0.9,))
                 high = 2.6 * int(rng.integers(1, 3))
-                builder.box(place.at(lot / 4 - 4.4 + column * 5.0, -7.6 + row * 6.6, np.pi / 2), (6.1, 2.5), (0.0, high), paint)
+                builder.box(
+                    place.at(lot / 4 - 4.4 + column * 5.0, -7.6 + row * 6.6, np.pi / 2), (6.1, 2.5), (0.0, high), paint
+                )
     for index in range(2):
         lorry = place.at(lot / 2 - 3.2, 6.0 + index * 5.2, np.pi + rng.normal(0, 0.03))
         builder.box(lorry, (6.2, 2.4), (0.5, 3.2), Paint(Kind.PLAIN, paints[index], params=(0.05,)))
@@ -272,9 +295,19 @@ def _terraces(builder: MeshBuilder, place: Placement, lot: float, heights: tuple
             builder.slab(row.at(x, -lot / 2 + 1.8), (1.6, 3.4), 0.03, DRIVE)
             builder.slab(row.at(x, -lot / 2 + 13.8), (wide - 0.6, 2.6), 0.03, DRIVE)
             builder.slab(row.at(x, -lot / 2 + 18.3), (wide - 0.6, 5.6), 0.02, LAWN)
-            builder.box(row.at(x + wide / 2, -lot / 2 + 17.5), (0.4, 9.6), (0.0, 1.6), Paint(Kind.DECK, linear(140, 106, 78), params=(0.8,)))
+            builder.box(
+                row.at(x + wide / 2, -lot / 2 + 17.5),
+                (0.4, 9.6),
+                (0.0, 1.6),
+                Paint(Kind.DECK, linear(140, 106, 78), params=(0.8,)),
+            )
             if rng.random() < 0.6:
-                builder.box(row.at(x - wide * 0.2, -1.9), (2.2, 2.2), (0.0, 2.2), Paint(Kind.DECK, linear(122, 98, 80), params=(0.7,)))
+                builder.box(
+                    row.at(x - wide * 0.2, -1.9),
+                    (2.2, 2.2),
+                    (0.0, 2.2),
+                    Paint(Kind.DECK, linear(122, 98, 80), params=(0.7,)),
+                )
             if rng.random() < 0.7:
                 tree(builder, row.at(x + wide * 0.12, -lot / 2 + 18.0), rng.uniform(3.5, 6.0))
     builder.box(place, (lot - 4.0, 0.8), (0.0, 1.5), HEDGE)
@@ -289,7 +322,7 @@ def _street_side(builder: MeshBuilder, place: Placement, plan: StreetPlan) -> No
         for x in np.arange(-edge + 8.0, edge - 6.0, 8.25):
             if rng.random() < 0.62:
                 builder.slab(side.at(x, -edge + 0.9), (1.3, 1.3), 0.03, BED)
-                tree(builder, side.at(x, -edge + 0.9), rng.uniform(4.2, 6.4))
+                tree(builder, side.at(x, -edge + 0.9), rng.uniform(5.5, 8.5))
         for x in np.arange(-edge + 11.0, edge - 9.0, 5.5):
             if rng.random() < 0.55:
                 car(builder, side.at(x, -edge - 1.05, rng.normal(0, 0.02) + np.pi * (rng.random() < 0.5)))

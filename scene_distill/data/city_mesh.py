@@ -1,8 +1,8 @@
 """Triangles of a procedural city and what each of them is painted with.
 
-A *surface* is a painted patch: a kind of material, two colours, a few numbers, and a frame (origin, u, v) in metres that
-turns a point of the patch into texture coordinates. Triangles point at surfaces; textures are evaluated at hit points,
-so nothing is ever baked and nothing is limited by a texel. World: ENU metres, z up.
+A *surface* is a painted patch: a kind of material, two colours, a few numbers, and a frame (origin, u, v) in metres
+that turns a point of the patch into texture coordinates. Triangles point at surfaces; textures are evaluated at hit
+points, so nothing is ever baked and nothing is limited by a texel. World: ENU metres, z up.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def linear(red: int, green: int, blue: int) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Paint:
-    """What a patch looks like: its material kind, base and accent colour (linear reflectance) and the kind's numbers."""
+    """What a patch looks like: material kind, base and accent colour (linear reflectance) and the kind's numbers."""
 
     kind: Kind
     color: tuple[float, float, float]
@@ -142,7 +142,12 @@ class MeshBuilder:
         self.slab(place, size, z[1], paint)
 
     def frustum(
-        self, place: Placement, low: tuple[float, float], high: tuple[float, float], z: tuple[float, float], paint: Paint
+        self,
+        place: Placement,
+        low: tuple[float, float],
+        high: tuple[float, float],
+        z: tuple[float, float],
+        paint: Paint,
     ) -> None:
         """Add the slanted sides between a rectangle ``low`` at z[0] and a rectangle ``high`` at z[1]."""
         signs = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
@@ -188,11 +193,15 @@ def icosphere(subdivisions: int) -> tuple[np.ndarray, np.ndarray]:
 
     for _ in range(subdivisions):
         faces = ConvexHull(points).simplices
-        edges = np.unique(np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1), axis=0)
+        edges = np.unique(
+            np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1), axis=0
+        )
         middles = points[edges].mean(axis=1)
         points = np.concatenate([points, middles / np.linalg.norm(middles, axis=1, keepdims=True)])
     faces = ConvexHull(points).simplices
     corners = points[faces]
-    inward = np.einsum("fi,fi->f", np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), corners[:, 0]) < 0
+    inward = (
+        np.einsum("fi,fi->f", np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), corners[:, 0]) < 0
+    )
     faces[inward] = faces[inward][:, ::-1]
     return points, faces

@@ -36,7 +36,9 @@ class Noise:
         return low + (high - low) * t
 
 
-def stripes(x: np.ndarray, period: np.ndarray | float, width: np.ndarray | float, blur: np.ndarray | float) -> np.ndarray:
+def stripes(
+    x: np.ndarray, period: np.ndarray | float, width: np.ndarray | float, blur: np.ndarray | float
+) -> np.ndarray:
     """Coverage in [0, 1] of stripes centred on multiples of ``period``, ``width`` wide, averaged over ``blur`` metres.
 
     The average of the periodic pulse over [x - blur/2, x + blur/2], exact for any blur.

@@ -1,6 +1,6 @@
 """Photographs and exact depth of a procedural city by ray casting (Embree through `embreex`, on the CPU).
 
-Light is a sun with hard shadows plus a sky whose openness is measured once on a coarse lattice. Everything is Lambertian:
+Light is a sun with hard shadows plus a sky whose openness is measured once on a coarse lattice. All is Lambertian:
 a point has one radiance, whoever looks. A photo takes 2 x 2 samples per pixel, weighted (1 3 3 1)/8 per axis, averaged
 in linear light, then exposed, rolled off in the highlights and sRGB-encoded.
 """
@@ -19,11 +19,11 @@ from scene_distill.data.city_mesh import Kind
 from scene_distill.data.city_noise import Noise
 from scene_distill.data.city_textures import surface_colors
 
-SUN = np.float32([2.9, 2.72, 2.36])
-SKY = np.float32([0.50, 0.62, 0.80])
-BOUNCE = np.float32([0.20, 0.18, 0.15])
-HAZE = np.float32([0.62, 0.72, 0.82])
-EXPOSURE = 0.92
+SUN = np.array([2.05, 1.93, 1.70], np.float32)
+SKY = np.array([0.62, 0.70, 0.82], np.float32)
+BOUNCE = np.array([0.20, 0.18, 0.15], np.float32)
+HAZE = np.array([0.62, 0.72, 0.82], np.float32)
+EXPOSURE = 0.86
 _BAND = 96
 _LATTICE_M = (1.5, 1.5, 2.5)
 
@@ -39,12 +39,16 @@ class _Openness:
         """Trilinear openness [n] at ``points`` [n, 3]; beyond the lattice the nearest value."""
         from scipy.ndimage import map_coordinates
 
-        index = ((points - self.origin) / np.float32(_LATTICE_M)).T
+        index = ((points - self.origin) / np.array(_LATTICE_M, np.float32)).T
         return map_coordinates(self.share, index, order=1, mode="nearest", output=np.float32)
 
 
 class CityRenderer:
-    """Casts rays into a city. ``sun`` is (azimuth from north, elevation) in degrees; renders are safe in threads."""
+    """Casts rays into a city.
+
+    ``sun`` is (azimuth from north, elevation) in degrees. Pictures may be taken in several threads at once and do not
+    depend on how many. Raises `UserError` when `embreex` is not installed.
+    """
 
     def __init__(self, city: City, seed: int, sun: tuple[float, float]) -> None:
         try:
@@ -52,17 +56,16 @@ class CityRenderer:
             from embreex.rtcore_scene import EmbreeScene
         except ImportError as error:
             raise UserError(
-                "The procedural city casts rays with embreex, which is not installed; run pip install 'scene-distill[city]'"
+                "a procedural city needs embreex to cast rays; install it with pip install 'scene-distill[city]'"
             ) from error
         self.city = city
         self._scene = EmbreeScene()
         self._triangles = TriangleMesh(self._scene, city.mesh.vertices, city.mesh.faces)
         self._noise = Noise(numpy_generator(seed, "city", "noise"))
         azimuth, elevation = np.radians(sun)
-        self._sun = np.float32(
-            [np.sin(azimuth) * np.cos(elevation), np.cos(azimuth) * np.cos(elevation), np.sin(elevation)]
-        )
-        self._occluded(np.zeros((1, 3), np.float32), np.float32([[0, 0, 1]]))
+        flat = np.array([np.sin(azimuth), np.cos(azimuth)]) * np.cos(elevation)
+        self._sun = np.array([*flat, np.sin(elevation)], np.float32)
+        self._occluded(np.zeros((1, 3), np.float32), np.array([[0, 0, 1]], np.float32))
         self._openness = self._measure_openness()
 
     # ------------------------------------------------------------------------------------------------------ rays
@@ -81,23 +84,32 @@ class CityRenderer:
         """Cast a fixed cosine-weighted fan of rays from every lattice point above the city."""
         half_x, half_y = self.city.plan.half_size
         roof = float(self.city.mesh.vertices[:, 2].max())
-        low, high = np.float32([-half_x - 24, -half_y - 24, 0.4]), np.float32([half_x + 24, half_y + 24, roof + 2.5])
-        axes = [np.arange(a, b + step, step, dtype=np.float32) for a, b, step in zip(low, high, _LATTICE_M, strict=True)]
+        low, high = (
+            np.array([-half_x - 24, -half_y - 24, 0.4], np.float32),
+            np.array([half_x + 24, half_y + 24, roof + 2.5], np.float32),
+        )
+        axes = [
+            np.arange(a, b + step, step, dtype=np.float32) for a, b, step in zip(low, high, _LATTICE_M, strict=True)
+        ]
         turns = np.arange(20) * np.pi * (3 - 5**0.5)
         radius = np.sqrt((np.arange(20) + 0.5) / 20)
-        fan = np.stack([radius * np.cos(turns), radius * np.sin(turns), np.sqrt(1 - radius**2)], axis=1).astype(np.float32)
+        fan = np.stack([radius * np.cos(turns), radius * np.sin(turns), np.sqrt(1 - radius**2)], axis=1).astype(
+            np.float32
+        )
         share = np.empty([len(axis) for axis in axes], np.float32)
         for i, x in enumerate(axes[0]):
             y, z = np.meshgrid(axes[1], axes[2], indexing="ij")
             points = np.stack([np.full(y.size, x, np.float32), y.ravel(), z.ravel()], axis=1)
             blocked = self._occluded(np.repeat(points, len(fan), axis=0), np.tile(fan, (len(points), 1)))
             share[i] = 1 - blocked.reshape(*y.shape, len(fan)).mean(axis=2)
-        return _Openness(np.float32([axis[0] for axis in axes]), share)
+        return _Openness(np.array([axis[0] for axis in axes], np.float32), share)
 
     @staticmethod
     def _rays(camera: Camera, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """World directions [n, 3] float32 through pixel positions, scaled to depth one along the optical axis."""
-        in_cam = np.stack([(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, np.ones_like(rows)], axis=1)
+        in_cam = np.stack(
+            [(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, np.ones_like(rows)], axis=1
+        )
         return (in_cam @ camera.cam_from_world[:3, :3]).astype(np.float32)
 
     def _first_hits(self, camera: Camera, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,7 +136,7 @@ class CityRenderer:
             grid_y, grid_x = np.meshgrid(rows, columns, indexing="ij")
             directions = self._rays(camera, grid_x.ravel(), grid_y.ravel())
             radiance[top : top + _BAND] = self._radiance(camera, directions).reshape(len(rows), width, 3)
-        kernel = np.float32([1, 3, 3, 1]) / 8
+        kernel = np.array([1, 3, 3, 1], np.float32) / 8
         rows_done = sum(kernel[k] * radiance[k : k + 2 * camera.height : 2] for k in range(4))
         pixels = sum(kernel[k] * rows_done[:, k : k + 2 * camera.width : 2] for k in range(4))
         return develop(np.asarray(pixels))

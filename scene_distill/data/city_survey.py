@@ -1,4 +1,4 @@
-"""How a procedural city is surveyed: where the drone takes photos, and the sparse points that matching them would give."""
+"""How a procedural city is surveyed: where the drone takes photos, and the sparse points that matching would give."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ UP = np.array([0.0, 0.0, 1.0])
 class Flight:
     """The drone's habits: per block ``nadir_side``^2 photos straight down and ``obliques`` looking in from around.
 
-    ``altitude_m`` above ground; ``oblique_pitch_deg`` below the horizon; images ``width`` x ``height`` pixels with focal
-    length ``focal`` image widths.
+    ``altitude_m`` above ground; ``oblique_pitch_deg`` below the horizon; images ``width`` x ``height`` pixels with a
+    focal length of ``focal`` image widths.
     """
 
     nadir_side: int
@@ -34,8 +34,8 @@ class Flight:
 def fly(plan: StreetPlan, flight: Flight, seed: int) -> dict[str, Camera]:
     """Cameras by photo stem (block, kind, number), equally many per block, in name order.
 
-    Nadir photos stand on a square grid over the block and fly alternate lines in opposite directions; obliques look at the
-    block's middle from evenly spread headings. Positions and headings wander a little, as a drone does.
+    Nadir photos stand on a square grid over the block and fly alternate lines in opposite directions; obliques look at
+    the block's middle from evenly spread headings. Positions and headings wander a little, as a drone does.
     """
     cameras = {}
     for i in range(plan.blocks_x):
@@ -61,7 +61,7 @@ def _nadir_pose(center: np.ndarray, pitch: float, flight: Flight, index: int, rn
     row, column = divmod(index, flight.nadir_side)
     step = pitch / flight.nadir_side
     offset = (np.array([column, row]) + 0.5) * step - pitch / 2 + rng.normal(0, 0.6, 2)
-    position = center + [*offset, flight.altitude_m + rng.normal(0, 0.5)]
+    position = center + np.array([*offset, flight.altitude_m + rng.normal(0, 0.5)])
     target = position * [1, 1, 0] + [*rng.normal(0, 0.03 * flight.altitude_m, 2), 0]
     heading = np.pi / 2 + (np.pi if row % 2 else 0.0) + rng.normal(0, 0.03)
     return look_at(position, target, np.array([np.cos(heading), np.sin(heading), 0.0]))
@@ -69,7 +69,7 @@ def _nadir_pose(center: np.ndarray, pitch: float, flight: Flight, index: int, rn
 
 def _oblique_pose(center: np.ndarray, flight: Flight, heading: float, rng: np.random.Generator) -> np.ndarray:
     heading = heading + rng.normal(0, 0.06)
-    target = center + [*rng.normal(0, 2.5, 2), 4.0]
+    target = center + np.array([*rng.normal(0, 2.5, 2), 4.0])
     back = (flight.altitude_m - 4.0) / np.tan(np.radians(flight.oblique_pitch_deg + rng.normal(0, 1.5)))
     position = target - [back * np.cos(heading), back * np.sin(heading), 0]
     position[2] = flight.altitude_m + rng.normal(0, 0.5)
@@ -93,7 +93,7 @@ class SparsePoints:
 
 @dataclass(frozen=True)
 class Matching:
-    """How well features match: points wanted, the share of visible features found, and Gaussian errors of points and pixels."""
+    """How well features match: points wanted, share of visible features found, errors (sigma) of points and pixels."""
 
     count: int
     found_share: float = 0.55
@@ -112,8 +112,8 @@ def survey_points(
 ) -> SparsePoints:
     """Sparse points as structure-from-motion would find them, with exactly visible tracks.
 
-    Pixels are drawn where photos [H, W, 3] have contrast, lifted with their depths [H, W], thinned to one per 15 cm cell,
-    and looked for in every photo by casting rays; a random share of the sightings is kept. A point needs
+    Pixels are drawn where photos [H, W, 3] have contrast, lifted with their depths [H, W], thinned to one per 15 cm
+    cell, and looked for in every photo by casting rays; a random share of the sightings is kept. A point needs
     ``least_views`` of them. Its position is off by ``noise_m`` per axis, its keypoints by ``noise_px``.
     """
     exact, colors = _candidates(cameras, photos, depths, int(matching.count * 1.6), rng)
@@ -134,7 +134,9 @@ def survey_points(
     offsets = np.clip(rng.normal(0, matching.noise_px, pixels.shape), -2 * matching.noise_px, 2 * matching.noise_px)
     size = np.array([cameras[0].width, cameras[0].height])
     pixels = np.clip(pixels + offsets, 0, size - 1e-3)
-    errors = np.bincount(point, np.linalg.norm(offsets, axis=1), len(exact)) / np.maximum(np.bincount(point, minlength=len(exact)), 1)
+    errors = np.bincount(point, np.linalg.norm(offsets, axis=1), len(exact)) / np.maximum(
+        np.bincount(point, minlength=len(exact)), 1
+    )
     return SparsePoints(exact + rng.normal(0, matching.noise_m, exact.shape), colors, errors, point, frame, pixels)
 
 
@@ -148,7 +150,9 @@ def _candidates(
         grey = photo.astype(np.float32).mean(axis=2)
         contrast = np.abs(np.gradient(grey, axis=0)) + np.abs(np.gradient(grey, axis=1))
         weight = np.where(depth > 0, np.minimum(contrast, 40) + 1.5, 0).ravel()
-        picked = rng.choice(weight.size, size=min(share, int((weight > 0).sum())), replace=False, p=weight / weight.sum())
+        picked = rng.choice(
+            weight.size, size=min(share, int((weight > 0).sum())), replace=False, p=weight / weight.sum()
+        )
         row, column = np.divmod(picked, camera.width)
         points.append(unproject(camera, column + 0.5, row + 0.5, depth[row, column]))
         colors.append(photo[row, column])
@@ -157,5 +161,7 @@ def _candidates(
 
 def unproject(camera: Camera, columns: np.ndarray, rows: np.ndarray, depth_m: np.ndarray) -> np.ndarray:
     """World points [n, 3] float64 at pixel positions [n] and depths [n] along the optical axis."""
-    in_cam = np.stack([(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, np.ones(len(columns))], axis=1)
+    in_cam = np.stack(
+        [(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, np.ones(len(columns))], axis=1
+    )
     return (in_cam * depth_m[:, None]) @ camera.cam_from_world[:3, :3] + camera.center

@@ -15,9 +15,9 @@ from scene_distill.data.city_ground import MARKING, StreetPlan, grass, ground_co
 from scene_distill.data.city_mesh import CityMesh, Kind
 from scene_distill.data.city_noise import Noise, band, mix, stripes
 
-GLASS_DARK = np.float32([0.022, 0.034, 0.048])
-GLASS_SKY = np.float32([0.16, 0.23, 0.31])
-BLIND = np.float32([0.46, 0.44, 0.39])
+GLASS_DARK = np.array([0.045, 0.060, 0.075], np.float32)
+GLASS_SKY = np.array([0.16, 0.23, 0.31], np.float32)
+BLIND = np.array([0.46, 0.44, 0.39], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ def _plain(hits: Hits, noise: Noise) -> np.ndarray:
 
 
 def _facade(hits: Hits, noise: Noise) -> np.ndarray:
-    """Windows in a wall; params: (bay width, floor height, window width, window height, shop floor 0/1, total height)."""
+    """Windows in a wall; params: (bay width, floor height, window width and height, shop floor 0/1, total height)."""
     bay, floor, wide, high, shop, total = hits.params.T
     column, row = np.floor(hits.u / bay), np.floor(hits.v / floor)
     ground = (row == 0) & (shop > 0.5)
@@ -69,7 +69,7 @@ def _facade(hits: Hits, noise: Noise) -> np.ndarray:
     color = mix(color, glass, pane)
     sign = ground * band(hits.v, floor * 0.78, floor * 0.97, hits.blur)
     hue = noise.cells(np.floor(column / 2), row, salt + 3)
-    board = 0.32 + 0.3 * np.cos(2 * np.pi * (hue[:, None] + np.float32([0.0, 0.36, 0.68])))
+    board = 0.26 + 0.17 * np.cos(2 * np.pi * (hue[:, None] + np.array([0.0, 0.36, 0.68], np.float32)))
     return mix(color, board.astype(np.float32), sign)
 
 
@@ -83,10 +83,10 @@ def _tiles(hits: Hits, noise: Noise) -> np.ndarray:
     shade *= 0.82 + 0.36 * noise.smooth(hits.u * 0.3 + hits.seed * 91, hits.v * 0.22)
     color = hits.color * shade[:, None]
     moss = np.clip(noise.smooth(hits.u * 0.5 + 31, hits.v * 0.5 + hits.seed * 60) * 2.4 - 1.55, 0, 0.5)
-    color = mix(color, np.float32([[0.09, 0.11, 0.05]]), moss * (1 - np.clip(hits.v / slope, 0, 1)))
+    color = mix(color, np.array([[0.09, 0.11, 0.05]], np.float32), moss * (1 - np.clip(hits.v / slope, 0, 1)))
     ridge = band(hits.v, slope - 0.36, slope + 1, hits.blur)
     gutter = band(hits.v, -1, 0.22, hits.blur)
-    return mix(mix(color, hits.accent, ridge), np.float32([[0.30, 0.30, 0.31]]), gutter)
+    return mix(mix(color, hits.accent, ridge), np.array([[0.30, 0.30, 0.31]], np.float32), gutter)
 
 
 def _flat_roof(hits: Hits, noise: Noise) -> np.ndarray:
@@ -100,7 +100,11 @@ def _flat_roof(hits: Hits, noise: Noise) -> np.ndarray:
         stripes(hits.u, sheet, 0.14, hits.blur), stripes(hits.v + hits.seed * 4, sheet * 4, 0.14, hits.blur)
     )
     color = mix(hits.color * shade[:, None], hits.accent, 0.55 * seam)
-    puddle = np.clip(noise.smooth(hits.u * 0.2 + 17, hits.v * 0.2 + hits.seed * 71) * 6 - 4.4, 0, 0.55)
+    puddle = (
+        np.clip(noise.smooth(hits.u * 0.2 + 17, hits.v * 0.2 + hits.seed * 71) * 6 - 4.4, 0, 1)
+        * np.minimum(strength, 0.5)
+        * (strength > 0.28)
+    )
     return color * (1 - puddle)[:, None]
 
 
@@ -119,7 +123,7 @@ def _foliage(hits: Hits, noise: Noise) -> np.ndarray:
     shift = hits.seed * 63
     clump = noise.smooth((x + 0.7 * z) * rate + shift, (y - 0.5 * z) * rate)
     fine = noise.smooth((x - z) * rate * 2.1, (y + 0.8 * z) * rate * 2.1 + shift)
-    shade = 0.45 + 0.85 * clump + 0.35 * fine
+    shade = 0.42 + 0.75 * clump + 0.5 * fine
     return hits.color * shade[:, None] + hits.accent * (np.clip(clump * 2 - 1.2, 0, 1) * 0.5)[:, None]
 
 
@@ -192,7 +196,7 @@ _MATERIALS: dict[Kind, Callable[[Hits, Noise], np.ndarray]] = {
 def surface_colors(
     mesh: CityMesh, plan: StreetPlan, surface: np.ndarray, position: np.ndarray, blur: np.ndarray, noise: Noise
 ) -> np.ndarray:
-    """Linear reflectance [n, 3] float32 at ``position`` [n, 3] on surfaces [n], one sample covering ``blur`` [n] metres."""
+    """Linear reflectance [n, 3] float32 at ``position`` [n, 3] on surfaces [n]; a sample covers ``blur`` [n] metres."""
     colors = np.empty((len(surface), 3), np.float32)
     kinds = mesh.kinds[surface]
     ground = np.flatnonzero(kinds == Kind.GROUND)

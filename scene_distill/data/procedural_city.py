@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources import files
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 
 from scene_distill.core.cameras import Camera
-from scene_distill.core.configs import from_plain, load_config, to_plain
+from scene_distill.core.configs import load_config, to_plain
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import read_json, write_json
 from scene_distill.core.geometry import quats_from_rotmats
@@ -110,9 +109,9 @@ def load_recipe(name: str) -> CityConfig:
 def make_city(config: CityConfig, root: Path, progress: Progress | None = None) -> Path:
     """Build the city, photograph it and write the project folder ``root``; returns ``root``.
 
-    A folder already made from the same recipe is left as it is; one made from another recipe is replaced, whole or not at
-    all. ``progress`` is told the stage, what is done and the total. Raises `UserError` when a setting makes no city, when
-    ``root`` holds something else, or when `embreex` is not installed.
+    A folder already made from the same recipe is left as it is; one made from another recipe is replaced, whole or not
+    at all. ``progress`` is told the stage, what is done and the total. Raises `UserError` when a setting makes no city,
+    when ``root`` holds something else, or when `embreex` is not installed.
     """
     _check(config)
     root = Path(root)
@@ -126,7 +125,9 @@ def make_city(config: CityConfig, root: Path, progress: Progress | None = None) 
         shutil.rmtree(root, ignore_errors=True)
         os.replace(scratch, root)
     except OSError as error:
-        raise UserError(f"cannot write the city to {root}: {error.strerror}; free some space or choose another folder") from error
+        raise UserError(
+            f"cannot write the city to {root}: {error.strerror}; free some space or choose another folder"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root
@@ -134,7 +135,15 @@ def make_city(config: CityConfig, root: Path, progress: Progress | None = None) 
 
 def _check(config: CityConfig) -> None:
     """Refuse settings that make no city."""
-    least = {"blocks_x": 1, "blocks_y": 1, "nadir_side": 1, "obliques": 0, "width": 16, "height": 16, "points_per_block": 1}
+    least = {
+        "blocks_x": 1,
+        "blocks_y": 1,
+        "nadir_side": 1,
+        "obliques": 0,
+        "width": 16,
+        "height": 16,
+        "points_per_block": 1,
+    }
     for name, smallest in least.items():
         if getattr(config, name) < smallest:
             raise UserError(f"a city with {name} = {getattr(config, name)} cannot be made; use at least {smallest}")
@@ -166,7 +175,13 @@ def _write_city(config: CityConfig, root: Path, progress: Progress) -> None:
     city = build_city(config.seed, (config.blocks_x, config.blocks_y), config.block_size, heights)
     renderer = CityRenderer(city, config.seed, (config.sun_azimuth, config.sun_elevation))
     flight = Flight(
-        config.nadir_side, config.obliques, config.altitude, config.oblique_pitch, config.width, config.height, config.focal
+        config.nadir_side,
+        config.obliques,
+        config.altitude,
+        config.oblique_pitch,
+        config.width,
+        config.height,
+        config.focal,
     )
     cameras = fly(city.plan, flight, config.seed)
     photos, depths = _photograph(config, renderer, cameras, root, progress)
@@ -197,7 +212,7 @@ def _write_city(config: CityConfig, root: Path, progress: Progress) -> None:
 def _photograph(
     config: CityConfig, renderer: CityRenderer, cameras: dict[str, Camera], root: Path, progress: Progress
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Render and write every photo and depth map; returns photos [H, W, 3] uint8 and depths [H, W] float32 in name order."""
+    """Render and write every photo and depth map; returns photos [H, W, 3] uint8 and depths [H, W] float32."""
     for folder in ("images", "depth") if config.depth else ("images",):
         (root / folder).mkdir()
 
@@ -230,7 +245,15 @@ def _colmap_model(cameras: dict[str, Camera], sparse: SparsePoints) -> ColmapMod
         pose = cameras[stem].cam_from_world
         quat = quats_from_rotmats(torch.from_numpy(pose[:3, :3].copy())).numpy()
         images.append(
-            ColmapImage(row + 1, quat, pose[:3, 3], 1, f"{stem}.jpg", sparse.pixels[mine], sparse.point[mine].astype(np.int64) + 1)
+            ColmapImage(
+                row + 1,
+                quat,
+                pose[:3, 3],
+                1,
+                f"{stem}.jpg",
+                sparse.pixels[mine],
+                sparse.point[mine].astype(np.int64) + 1,
+            )
         )
     count = len(sparse.xyz)
     offsets = np.concatenate([[0], np.cumsum(np.bincount(sparse.point, minlength=count))]).astype(np.int64)
@@ -247,7 +270,7 @@ def _colmap_model(cameras: dict[str, Camera], sparse: SparsePoints) -> ColmapMod
 
 
 def shrunk_psnr(photo: np.ndarray, factor: int = 8) -> float:
-    """PSNR in dB of a photo [H, W, 3] uint8 against its copy shrunk ``factor`` times (box) and enlarged again (bicubic).
+    """PSNR in dB of a photo [H, W, 3] uint8 against its copy shrunk ``factor`` times (box), re-enlarged (bicubic).
 
     A measure of detail: a blurry scene scores high.
     """
