@@ -112,15 +112,23 @@ class MeshBuilder:
         self._count += len(vertices)
 
     def polygon(self, corners: np.ndarray, paint: Paint) -> None:
-        """Add a flat convex polygon [n, 3], counter-clockwise from outside; u runs along its first edge, v inwards."""
+        """Add a flat polygon [n, 3], counter-clockwise from outside, that its middle sees whole.
+
+        u runs along the first edge, v inwards from it.
+        """
         corners = np.asarray(corners, float)
         along = corners[1] - corners[0]
         along /= np.linalg.norm(along)
         inward = corners[-1] - corners[0]
         inward = inward - along * (inward @ along)
         inward /= np.linalg.norm(inward)
-        fan = np.array([[0, i, i + 1] for i in range(1, len(corners) - 1)])
-        self.mesh(corners, fan, paint, np.stack([corners[0], along, inward]))
+        frame = np.stack([corners[0], along, inward])
+        count = len(corners)
+        if count <= 4:
+            self.mesh(corners, np.array([[0, i, i + 1] for i in range(1, count - 1)]), paint, frame)
+            return
+        fan = np.array([[count, i, (i + 1) % count] for i in range(count)])
+        self.mesh(np.vstack([corners, corners.mean(axis=0)]), fan, paint, frame)
 
     def slab(self, place: Placement, size: tuple[float, float], z: float, paint: Paint) -> None:
         """Add a horizontal rectangle of ``size`` (x, y) centred on ``place`` at height ``z``, seen from above."""

@@ -23,7 +23,7 @@ SUN = np.array([2.05, 1.93, 1.70], np.float32)
 SKY = np.array([0.62, 0.70, 0.82], np.float32)
 BOUNCE = np.array([0.20, 0.18, 0.15], np.float32)
 HAZE = np.array([0.62, 0.72, 0.82], np.float32)
-EXPOSURE = 0.86
+EXPOSURE = 0.66
 _BAND = 96
 _LATTICE_M = (1.5, 1.5, 2.5)
 
