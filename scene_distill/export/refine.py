@@ -77,7 +77,7 @@ def refine_bake(
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
             with torch.no_grad():
                 moments[name].step(leaf, gradient.contiguous(), fall * _rate(name, settings, spacing), step, seen)
-        report(step, float(loss))
+        report(step, loss.item())
     return _splats({name: leaf.detach() for name, leaf in leaves.items()})
 
 
