@@ -1,0 +1,68 @@
+// The C functions of bindings.h for one ISA; CMakeLists.txt compiles this file once per ISA with SD_ISA set to its name.
+#include "../bindings.h"
+#include "adam.h"
+#include "order.h"
+#include "project.h"
+#include "raster_backward.h"
+#include "raster_forward.h"
+#include "ssim.h"
+
+#define SD_JOIN2(name, isa) name##_##isa
+#define SD_JOIN(name, isa) SD_JOIN2(name, isa)
+#define SD_NAME(name) SD_JOIN(name, SD_ISA)
+
+using namespace sd::SD_ISA;
+
+extern "C" {
+
+int64_t SD_NAME(sd_project_forward)(int64_t count, const float* means, const float* quats, const float* scales,
+                                    const float* opacities, const sd_view* view, const sd_limits* limits, float* means2d,
+                                    float* conics, float* depths, float* opacities2d, float* extents) {
+    return project_forward(count, means, quats, scales, opacities, *view, *limits,
+                           {means2d, conics, depths, opacities2d, extents});
+}
+
+void SD_NAME(sd_project_backward)(int64_t count, const float* means, const float* quats, const float* scales,
+                                  const float* opacities, const sd_view* view, const sd_limits* limits, const float* extents,
+                                  const float* v_means2d, const float* v_conics, const float* v_depths,
+                                  const float* v_opacities2d, float* v_means, float* v_quats, float* v_scales,
+                                  float* v_opacities, float* v_cam_from_world, float* v_intrinsics) {
+    project_backward(count, means, quats, scales, opacities, *view, *limits, extents,
+                     {v_means2d, v_conics, v_depths, v_opacities2d}, {v_means, v_quats, v_scales, v_opacities},
+                     v_cam_from_world, v_intrinsics);
+}
+
+int64_t SD_NAME(sd_bin_count)(const sd_screen* screen, const float* depths, const float* extents, int32_t width, int32_t height,
+                              const sd_limits* limits, int32_t* tile_offsets, void** state) {
+    return bin_count(*screen, depths, extents, width, height, *limits, tile_offsets, state);
+}
+
+void SD_NAME(sd_bin_fill)(void* state, int32_t* pair_gaussian) { bin_fill(state, pair_gaussian); }
+
+void SD_NAME(sd_raster_forward)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, float* image,
+                                float* alpha) {
+    raster_forward(*screen, *frame, *limits, image, alpha);
+}
+
+void SD_NAME(sd_raster_backward)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, const float* image,
+                                 const float* alpha, const float* v_image, const float* v_alpha, float* v_means2d,
+                                 float* v_conics, float* v_opacities2d, float* v_features, float* v_background) {
+    raster_backward(*screen, *frame, *limits, {image, alpha, v_image, v_alpha}, {v_means2d, v_conics, v_opacities2d, v_features},
+                    v_background);
+}
+
+void SD_NAME(sd_l1_ssim_forward)(const float* image, const float* target, int32_t width, int32_t height, float* l1,
+                                 float* ssim, float* ssim_gradient) {
+    l1_ssim_forward(image, target, width, height, l1, ssim, ssim_gradient);
+}
+
+void SD_NAME(sd_l1_ssim_backward)(const float* image, const float* target, const float* ssim_gradient, int64_t count,
+                                  float v_l1, float v_ssim, float* v_image) {
+    l1_ssim_backward(image, target, ssim_gradient, count, v_l1, v_ssim, v_image);
+}
+
+void SD_NAME(sd_adam)(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t rows, int64_t row_size,
+                      const uint8_t* visible, float lr, float beta1, float beta2, float eps, int64_t step) {
+    adam(param, grad, exp_avg, exp_avg_sq, rows, row_size, visible, AdamStep(lr, beta1, beta2, eps, step));
+}
+}

@@ -1,0 +1,105 @@
+// Sixteen floats in one AVX-512 register (F, VL, DQ, BW). Same interface as vector_generic.h; included through vector.h.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace sd::SD_ISA {
+
+constexpr int kLanes = 16;
+
+struct Mask {
+    __mmask16 bits;
+};
+
+struct Floats {
+    __m512 v;
+    Floats() = default;
+    Floats(__m512 value) : v(value) {}
+    Floats(float value) : v(_mm512_set1_ps(value)) {}
+};
+
+inline Floats operator+(Floats a, Floats b) { return _mm512_add_ps(a.v, b.v); }
+inline Floats operator-(Floats a, Floats b) { return _mm512_sub_ps(a.v, b.v); }
+inline Floats operator*(Floats a, Floats b) { return _mm512_mul_ps(a.v, b.v); }
+inline Floats operator/(Floats a, Floats b) { return _mm512_div_ps(a.v, b.v); }
+inline Floats operator-(Floats a) { return _mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f)); }
+inline Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+inline Floats fnma(Floats a, Floats b, Floats c) { return _mm512_fnmadd_ps(a.v, b.v, c.v); }  // c - a b
+inline Floats min(Floats a, Floats b) { return _mm512_min_ps(a.v, b.v); }
+inline Floats max(Floats a, Floats b) { return _mm512_max_ps(a.v, b.v); }
+inline Floats sqrt(Floats a) { return _mm512_sqrt_ps(a.v); }
+inline Floats floor(Floats a) { return _mm512_roundscale_ps(a.v, 9); }
+inline Floats ceil(Floats a) { return _mm512_roundscale_ps(a.v, 10); }
+inline Floats abs(Floats a) { return _mm512_abs_ps(a.v); }
+
+inline Mask operator<(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+inline Mask operator>(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+inline Mask operator<=(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+inline Mask operator>=(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
+inline Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits & b.bits)}; }
+inline Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits | b.bits)}; }
+inline Mask and_not(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits & ~b.bits)}; }  // a and not b
+inline bool any(Mask m) { return m.bits != 0; }
+inline bool lane(Mask m, int i) { return (m.bits >> i) & 1; }
+inline int count(Mask m) { return __builtin_popcount(m.bits); }
+inline Mask first_lanes(int n) { return {static_cast<__mmask16>((1u << n) - 1)}; }
+inline Floats select(Mask m, Floats yes, Floats no) { return _mm512_mask_blend_ps(m.bits, no.v, yes.v); }
+inline Floats zero_unless(Mask m, Floats a) { return _mm512_maskz_mov_ps(m.bits, a.v); }
+inline Floats negate_where(Mask m, Floats base, Floats a) {  // -|a| where m, else base
+    return _mm512_mask_or_ps(base.v, m.bits, a.v, _mm512_set1_ps(-0.0f));
+}
+inline Floats copy_sign(Floats magnitude, Floats sign) {
+    __m512 bit = _mm512_set1_ps(-0.0f);
+    return _mm512_or_ps(_mm512_and_ps(bit, sign.v), _mm512_andnot_ps(bit, magnitude.v));
+}
+
+inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
+inline Floats load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n).bits, p); }
+inline void store_first(float* p, Floats a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n).bits, a.v); }
+inline void store_ints(int32_t* p, Floats a) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(a.v)); }
+inline Floats iota() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
+inline __m512i strides(int stride) {
+    return _mm512_mullo_epi32(_mm512_set1_epi32(stride), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
+inline Floats load_strided(const float* p, int stride, int n) {
+    return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), first_lanes(n).bits, strides(stride), p, 4);
+}
+inline void store_strided(float* p, int stride, Floats a, int n) {
+    _mm512_mask_i32scatter_ps(p, first_lanes(n).bits, strides(stride), a.v, 4);
+}
+
+inline Floats scale_by_power(Floats a, Floats whole) { return _mm512_scalef_ps(a.v, whole.v); }  // a 2^whole
+inline Floats exponent(Floats a) { return _mm512_getexp_ps(a.v); }
+inline Floats mantissa(Floats a) { return _mm512_getmant_ps(a.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero); }  // in [1, 2)
+inline Floats reciprocal(Floats a) {  // one Newton step on 14 bits
+    __m512 r = _mm512_rcp14_ps(a.v);
+    return _mm512_mul_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(2.0f)));
+}
+// a b - c d without cancellation (Kahan; needs a true fused multiply-add)
+inline Floats difference_of_products(Floats a, Floats b, Floats c, Floats d) {
+    Floats cd = c * d;
+    return fma(a, b, -cd) + fnma(c, d, cd);
+}
+
+inline float sum(Floats a) { return _mm512_reduce_add_ps(a.v); }
+
+namespace detail {
+inline __m512 pair(__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); }
+inline __m512 quad(const Floats* a) {  // each 128-bit group: partial sums of a[0], a[1], a[2], a[3]
+    __m512d x = _mm512_castps_pd(pair(a[0].v, a[1].v)), y = _mm512_castps_pd(pair(a[2].v, a[3].v));
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+}  // namespace detail
+
+// out[i] = sum of the lanes of a[i], for i < 16
+inline void sums16(const Floats* a, float* out) {
+    __m512 q0 = detail::quad(a), q1 = detail::quad(a + 4), q2 = detail::quad(a + 8), q3 = detail::quad(a + 12);
+    __m512 t = _mm512_add_ps(_mm512_shuffle_f32x4(q0, q1, 0x88), _mm512_shuffle_f32x4(q0, q1, 0xdd));
+    __m512 u = _mm512_add_ps(_mm512_shuffle_f32x4(q2, q3, 0x88), _mm512_shuffle_f32x4(q2, q3, 0xdd));
+    _mm512_storeu_ps(out, _mm512_add_ps(_mm512_shuffle_f32x4(t, u, 0x88), _mm512_shuffle_f32x4(t, u, 0xdd)));
+}
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace sd::SD_ISA

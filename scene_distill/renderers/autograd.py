@@ -1,0 +1,164 @@
+"""Autograd formulas and fake kernels of the op set.
+
+Each formula saves inputs and outputs by reference and calls the op's ``_backward`` op, so the backward pass is dispatched
+by device like the forward pass. `project` and `raster` are separate nodes: ``means2d.retain_grad()`` shows the screen
+gradients in between.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scene_distill.core.conventions import TILE
+
+_OPS = torch.ops.scene_distill
+SLOTS = 10
+"""Gaussians per anchor of the decoder kernels."""
+
+
+def _project_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[4])
+    ctx.save_for_backward(*inputs[:6], output[4])
+    ctx.view = inputs[6:]
+
+
+def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    *inputs, extents = ctx.saved_tensors
+    if all(grad is None for grad in grads[:4]):
+        return (None,) * 9
+    camera_grad = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+    found = _OPS.project_backward.default(*inputs, *ctx.view, extents, *grads[:4], camera_grad)
+    return *found, None, None, None
+
+
+def _raster_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:7], *output)
+
+
+def _raster_backward(ctx: Any, v_image: Tensor | None, v_alpha: Tensor | None) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    if v_image is None and v_alpha is None:
+        return (None,) * 9
+    if v_image is None:
+        v_image = torch.zeros_like(saved[7])
+    found = _OPS.raster_backward.default(*saved, v_image, v_alpha)
+    return *found, None, None, None, None
+
+
+def _l1_ssim_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(inputs[0], inputs[1], output[2])
+
+
+def _l1_ssim_backward(ctx: Any, v_l1: Tensor, v_ssim: Tensor, _: Any) -> tuple[Any, ...]:
+    return _OPS.l1_ssim_backward.default(*ctx.saved_tensors, v_l1, v_ssim), None, None
+
+
+def _decode_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs[:6], *inputs[6])
+
+
+def _decode_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    found = _OPS.decode_anchors_backward.default(*saved[:6], list(saved[6:]), list(grads))
+    return *found[:4], None, None, list(found[4:])
+
+
+def _consistency_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[0], *inputs[1])
+
+
+def _consistency_backward(ctx: Any, v_loss: Tensor) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    found = _OPS.momentum_consistency_backward.default(list(saved[:4]), list(saved[4:]), v_loss)
+    return list(found[:4]), list(found[4:])
+
+
+def _fake_project(means: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    count = means.shape[0]
+    return tuple(means.new_empty(shape) for shape in ((count, 2), (count, 3), (count,), (count,), (count, 2)))
+
+
+def _fake_project_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor) for tensor in inputs[:6])
+
+
+def _fake_bin(
+    means2d: Tensor, conics: Tensor, opacities2d: Tensor, depths: Tensor, extents: Tensor, width: int, height: int
+) -> tuple[Tensor, Tensor]:
+    tiles = -(-width // TILE) * -(-height // TILE)
+    pairs = torch.library.get_ctx().new_dynamic_size()
+    return means2d.new_empty((tiles + 1,), dtype=torch.int32), means2d.new_empty((pairs,), dtype=torch.int32)
+
+
+def _fake_raster(*inputs: Any) -> tuple[Tensor, Tensor]:
+    features, width, height = inputs[3], inputs[7], inputs[8]
+    return features.new_empty((height, width, features.shape[1])), features.new_empty((height, width))
+
+
+def _fake_raster_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor) for tensor in inputs[:5])
+
+
+def _fake_l1_ssim(image: Tensor, target: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    gradient = torch.empty_like(image) if with_gradient else image.new_empty((0,))
+    return image.new_empty(()), image.new_empty(()), gradient
+
+
+def _fake_l1_ssim_backward(image: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(image)
+
+
+def _fake_adam(*_: Any) -> None:
+    return None
+
+
+def _fake_decode(positions: Tensor, features: Tensor, offsets: Tensor, log_scales: Tensor, visible: Tensor,
+                 *_: Any) -> tuple[Tensor, ...]:  # fmt: skip
+    count = visible.shape[0] * SLOTS
+    return tuple(positions.new_empty(shape) for shape in ((count, 3), (count, 3), (count, 4), (count,), (count, 3)))
+
+
+def _fake_decode_backward(*inputs: Any) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in (*inputs[:4], *inputs[6])]
+
+
+def _fake_consistency(student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+    return student[0].new_empty(())
+
+
+def _fake_consistency_backward(student: list[Tensor], teacher: list[Tensor], v_loss: Tensor) -> list[Tensor]:
+    return [torch.empty_like(tensor) for tensor in (*student, *teacher)]
+
+
+def register(library: torch.library.Library) -> None:
+    """Register formulas and fake kernels for the schemas that ``library`` defines."""
+    for name, fake in (
+        ("project", _fake_project),
+        ("project_backward", _fake_project_backward),
+        ("bin", _fake_bin),
+        ("raster", _fake_raster),
+        ("raster_backward", _fake_raster_backward),
+        ("l1_ssim", _fake_l1_ssim),
+        ("l1_ssim_backward", _fake_l1_ssim_backward),
+        ("adam_", _fake_adam),
+        ("decode_anchors", _fake_decode),
+        ("decode_anchors_backward", _fake_decode_backward),
+        ("momentum_consistency", _fake_consistency),
+        ("momentum_consistency_backward", _fake_consistency_backward),
+    ):
+        torch.library.register_fake(f"scene_distill::{name}", fake, lib=library)
+    for name, context, backward in (
+        ("project", _project_context, _project_backward),
+        ("raster", _raster_context, _raster_backward),
+        ("l1_ssim", _l1_ssim_context, _l1_ssim_backward),
+        ("decode_anchors", _decode_context, _decode_backward),
+        ("momentum_consistency", _consistency_context, _consistency_backward),
+    ):
+        torch.library.register_autograd(f"scene_distill::{name}", backward, setup_context=context, lib=library)

@@ -1,0 +1,143 @@
+"""CPU kernels of the op set: the native library, or the reference where SCENE_DISTILL_BACKEND=reference asks for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scene_distill.core.errors import UserError
+from scene_distill.renderers import native, reference
+
+
+def uses_reference() -> bool:
+    """Whether SCENE_DISTILL_BACKEND=reference asks for the oracle on the CPU."""
+    return os.environ.get("SCENE_DISTILL_BACKEND") == "reference"
+
+
+def _project(means, quats, scales, opacities, cam_from_world, intrinsics, width, height, antialiased):
+    world, camera = _contiguous(means, quats, scales, opacities), _contiguous(cam_from_world, intrinsics)
+    if uses_reference():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in world):
+            raise UserError("some Gaussians have a NaN or infinite mean, quaternion, scale or opacity")
+        return _fresh(reference.project(world, camera, (width, height), antialiased))
+    return native.project(world, camera, (width, height), antialiased)
+
+
+def _project_backward(means, quats, scales, opacities, cam_from_world, intrinsics, width, height, antialiased, extents,
+                          v_means2d, v_conics, v_depths, v_opacities2d, camera_grad):  # fmt: skip
+    world, camera = _contiguous(means, quats, scales, opacities), _contiguous(cam_from_world, intrinsics)
+    grads = _contiguous(v_means2d, v_conics, v_depths, v_opacities2d)
+    if uses_reference():
+        return _pull_back(
+            lambda *t: reference.project(t[:4], t[4:], (width, height), antialiased)[:4], (*world, *camera), grads
+        )
+    return native.project_backward(world, camera, (width, height), antialiased, extents, grads, camera_grad)
+
+
+def _bin(means2d, conics, opacities2d, depths, extents, width, height):
+    screen = _contiguous(means2d, conics, opacities2d)
+    backend = reference if uses_reference() else native
+    return backend.bin(screen, depths.contiguous(), extents.contiguous(), (width, height))
+
+
+def _raster(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width, height):
+    backend = reference if uses_reference() else native
+    screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
+    return backend.raster(screen, features.contiguous(), background.contiguous(), lists, (width, height))
+
+
+def _raster_backward(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, image, alpha,
+                         v_image, v_alpha):  # fmt: skip
+    screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
+    features, background = _contiguous(features, background)
+    grads = _contiguous(v_image, v_alpha)
+    if uses_reference():
+        size = (image.shape[1], image.shape[0])
+        return _pull_back(
+            lambda *t: reference.raster(t[:3], t[3], t[4], lists, size), (*screen, features, background), grads
+        )
+    return native.raster_backward(screen, features, background, lists, _contiguous(image, alpha), grads)
+
+
+def _l1_ssim(image, target, with_gradient):
+    image, target = _contiguous(image, target)
+    if uses_reference():
+        return *_fresh(reference.l1_ssim(image, target)), image.new_empty((0,))
+    return native.l1_ssim(image, target, with_gradient)
+
+
+def _l1_ssim_backward(image, target, ssim_gradient, v_l1, v_ssim):
+    image, target = _contiguous(image, target)
+    if uses_reference():
+        return _pull_back(lambda x: reference.l1_ssim(x, target), (image,), (v_l1, v_ssim))[0]
+    return native.l1_ssim_backward(image, target, ssim_gradient, v_l1.item(), v_ssim.item())
+
+
+def _adam(param, grad, exp_avg, exp_avg_sq, lr, beta1, beta2, eps, step, visible):
+    backend = reference if uses_reference() else native
+    backend.adam_((param, grad.contiguous(), exp_avg, exp_avg_sq), (lr, beta1, beta2, eps), step, visible)
+
+
+def _decode_anchors(positions, features, offsets, log_scales, visible, camera_center, weights):
+    return _fresh(reference.decode_anchors((positions, features, offsets, log_scales), visible, camera_center, weights))
+
+
+def _decode_anchors_backward(positions, features, offsets, log_scales, visible, camera_center, weights, grads):
+    return list(
+        _pull_back(
+            lambda *t: reference.decode_anchors(t[:4], visible, camera_center, list(t[4:])),
+            (positions, features, offsets, log_scales, *weights),
+            grads,
+        )
+    )
+
+
+def _momentum_consistency(student, teacher):
+    return reference.momentum_consistency(student, teacher)
+
+
+def _momentum_consistency_backward(student, teacher, v_loss):
+    pulled = _pull_back(lambda *t: (reference.momentum_consistency(t[:4], t[4:]),), (*student, *teacher), (v_loss,))
+    return list(pulled)
+
+
+def _contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
+def _fresh(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(tensor.clone() for tensor in tensors)  # an op may not return its inputs
+
+
+def _pull_back(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Gradients of the inputs by autograd through a reference function; outputs without gradient are left out."""
+    with torch.enable_grad():
+        leaves = [tensor.detach().requires_grad_() for tensor in inputs]
+        pairs = [(out, grad) for out, grad in zip(function(*leaves), grads, strict=True) if grad is not None]
+        found = torch.autograd.grad(
+            [out for out, _ in pairs], leaves, [grad for _, grad in pairs], allow_unused=True, materialize_grads=True
+        )
+    return _fresh(found)
+
+
+def register(library: torch.library.Library) -> None:
+    """Register the CPU kernels for the schemas that ``library`` defines."""
+    for name, kernel in (
+        ("project", _project),
+        ("project_backward", _project_backward),
+        ("bin", _bin),
+        ("raster", _raster),
+        ("raster_backward", _raster_backward),
+        ("l1_ssim", _l1_ssim),
+        ("l1_ssim_backward", _l1_ssim_backward),
+        ("adam_", _adam),
+        ("decode_anchors", _decode_anchors),
+        ("decode_anchors_backward", _decode_anchors_backward),
+        ("momentum_consistency", _momentum_consistency),
+        ("momentum_consistency_backward", _momentum_consistency_backward),
+    ):
+        library.impl(name, kernel, "CPU")

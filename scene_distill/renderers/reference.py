@@ -1,0 +1,253 @@
+"""The oracle: every op of `ops` written as dense torch, differentiable by autograd, in float32 or float64.
+
+Slow on purpose (all pixels of a tile times all its Gaussians, or all pixels times all Gaussians in `blend`); the kernels
+are tested against it, and SCENE_DISTILL_BACKEND=reference runs a whole training on it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scene_distill.core import conventions
+from scene_distill.core.geometry import rotmats_from_quats
+
+SSIM_TAPS, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds of the rasterizer, by default those of core/conventions.py; tests switch them off."""
+
+    alpha_min: float = conventions.ALPHA_MIN
+    alpha_max: float = conventions.ALPHA_MAX
+    transmittance_min: float = conventions.TRANSMITTANCE_MIN
+    eps2d: float = conventions.EPS2D_PX2
+    near_m: float = conventions.NEAR_M
+    frustum_margin: float = 0.3
+
+
+LIMITS = Limits()
+
+
+def project(
+    world: tuple[Tensor, Tensor, Tensor, Tensor],
+    camera: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    antialiased: bool,
+    limits: Limits = LIMITS,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """means2d [N, 2], conics [N, 3], depths [N], opacities2d [N], extents [N, 2]; culled rows are zero in all of them.
+
+    Local affine projection of 3DGS (eq. 5) with x/z, y/z clamped in the Jacobian (gsplat); the clamp's bounds are constants
+    for the gradient of the intrinsics.
+    """
+    means, quats, scales, opacities = world
+    pose, (fx, fy, cx, cy) = camera[0], camera[1].unbind()
+    width, height = size
+    cam = means @ pose[:3, :3].T + pose[:3, 3]
+    depths = cam[:, 2]
+    ahead = (depths >= limits.near_m) & (opacities >= limits.alpha_min)
+    z = torch.where(ahead, depths, torch.ones_like(depths))
+    x, y = cam[:, 0] / z, cam[:, 1] / z
+    with torch.no_grad():
+        margin_x, margin_y = limits.frustum_margin * 0.5 * width / fx, limits.frustum_margin * 0.5 * height / fy
+        low_x, high_x = -cx / fx - margin_x, (width - cx) / fx + margin_x
+        low_y, high_y = -cy / fy - margin_y, (height - cy) / fy + margin_y
+    zero = torch.zeros_like(z)
+    jacobian = torch.stack(
+        [fx / z, zero, -fx * x.clamp(low_x, high_x) / z, zero, fy / z, -fy * y.clamp(low_y, high_y) / z], dim=-1
+    ).reshape(-1, 2, 3)
+    factor = jacobian @ pose[:3, :3] @ (rotmats_from_quats(quats) * scales[:, None, :])
+    sharp = factor @ factor.transpose(1, 2)
+    a, b, c = sharp[:, 0, 0] + limits.eps2d, sharp[:, 0, 1], sharp[:, 1, 1] + limits.eps2d
+    normal = torch.linalg.cross(factor[:, 0], factor[:, 1])
+    det_sharp = (normal * normal).sum(-1)
+    det = det_sharp + limits.eps2d * (sharp[:, 0, 0] + sharp[:, 1, 1]) + limits.eps2d**2
+    opacities2d = opacities * torch.sqrt(det_sharp.clamp(min=1e-12) / det) if antialiased else opacities
+    means2d = torch.stack([fx * x + cx, fy * y + cy], dim=-1)
+    conics = torch.stack([c, -b, a], dim=-1) / det[:, None]
+    with torch.no_grad():
+        cut = 2.0 * torch.log((opacities2d / limits.alpha_min).clamp(min=1.0))
+        extents = torch.sqrt(cut[:, None] * torch.stack([a, c], dim=-1)).clamp(min=1e-6)
+        inside = (means2d + extents >= 0.5) & (means2d - extents <= means2d.new_tensor(size) - 0.5)
+        seen = ahead & (opacities2d >= limits.alpha_min) & inside.all(-1) & torch.isfinite(extents).all(-1)
+
+    def drawn(values: Tensor) -> Tensor:
+        mask = seen if values.dim() == 1 else seen[:, None]
+        return torch.where(mask, values, torch.zeros_like(values))
+
+    return drawn(means2d), drawn(conics), drawn(depths), drawn(opacities2d), drawn(extents)
+
+
+def alphas_at(pixels: Tensor, screen: tuple[Tensor, Tensor, Tensor], limits: Limits = LIMITS) -> Tensor:
+    """alpha [P, N] of every Gaussian at pixel positions [P, 2], clamped at alpha_max, before the alpha_min test."""
+    means2d, conics, opacities2d = screen
+    d = pixels[:, None, :] - means2d[None]
+    a, b, c = conics.unbind(-1)
+    power = -0.5 * (a * d[..., 0] ** 2 + c * d[..., 1] ** 2) - b * d[..., 0] * d[..., 1]
+    return (opacities2d * torch.exp(power)).clamp(max=limits.alpha_max)
+
+
+def blend(
+    pixels: Tensor, screen: tuple[Tensor, Tensor, Tensor], features: Tensor, background: Tensor, limits: Limits = LIMITS
+) -> tuple[Tensor, Tensor]:
+    """Colours [P, D] and alpha [P] at pixel positions [P, 2] of Gaussians sorted front to back (3DGS eq. 3).
+
+    A contribution below alpha_min is skipped; the first one that would bring the transmittance to transmittance_min or
+    below finishes the pixel and is not drawn.
+    """
+    alphas = alphas_at(pixels, screen, limits)
+    alphas = torch.where(alphas >= limits.alpha_min, alphas, torch.zeros_like(alphas))
+    after = torch.cumprod(1.0 - alphas, dim=1)
+    before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=1)
+    weights = torch.where(after > limits.transmittance_min, alphas * before, torch.zeros_like(alphas))
+    alpha = weights.sum(1)
+    return weights @ features + (1.0 - alpha)[:, None] * background, alpha
+
+
+def pixel_centres(size: tuple[int, int], like: Tensor) -> Tensor:
+    """(x, y) of every pixel centre, [H * W, 2] row by row, in the dtype and on the device of ``like``."""
+    width, height = size
+    x = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    y = torch.arange(height, dtype=like.dtype, device=like.device) + 0.5
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=-1)
+
+
+def _tiles(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+    width, height = size
+    side = conventions.TILE
+    return [
+        (y, min(y + side, height), x, min(x + side, width)) for y in range(0, height, side) for x in range(0, width, side)
+    ]
+
+
+def bin(
+    screen: tuple[Tensor, Tensor, Tensor],
+    depths: Tensor,
+    extents: Tensor,
+    size: tuple[int, int],
+    limits: Limits = LIMITS,
+) -> tuple[Tensor, Tensor]:
+    """tile_offsets [T + 1] and pair_gaussian [M] (int32): a pair for every tile with a pixel where alpha >= alpha_min."""
+    with torch.no_grad():
+        order = torch.argsort(depths, stable=True)
+        order = order[extents[order, 0] > 0]
+        centres = pixel_centres(size, screen[0]).reshape(size[1], size[0], 2)
+        sorted_screen = (screen[0][order], screen[1][order], screen[2][order])
+        lists = []
+        for y0, y1, x0, x1 in _tiles(size):
+            alphas = alphas_at(centres[y0:y1, x0:x1].reshape(-1, 2), sorted_screen, limits)
+            lists.append(order[(alphas >= limits.alpha_min).any(0)].to(torch.int32))
+        counts = torch.tensor([0] + [len(ids) for ids in lists], device=depths.device)
+        return torch.cumsum(counts, 0).to(torch.int32), torch.cat(lists)
+
+
+def raster(
+    screen: tuple[Tensor, Tensor, Tensor],
+    features: Tensor,
+    background: Tensor,
+    lists: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    limits: Limits = LIMITS,
+) -> tuple[Tensor, Tensor]:
+    """image [H, W, D] and alpha [H, W]: `blend` tile by tile with the Gaussians of its list."""
+    width, height = size
+    offsets, pair_gaussian = lists[0].tolist(), lists[1].long()
+    centres = pixel_centres(size, screen[0]).reshape(height, width, 2)
+    rows: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for tile, (y0, y1, x0, x1) in enumerate(_tiles(size)):
+        ids = pair_gaussian[offsets[tile] : offsets[tile + 1]]
+        here = (screen[0][ids], screen[1][ids], screen[2][ids])
+        color, alpha = blend(centres[y0:y1, x0:x1].reshape(-1, 2), here, features[ids], background, limits)
+        rows.setdefault(y0, []).append((color.reshape(y1 - y0, x1 - x0, -1), alpha.reshape(y1 - y0, x1 - x0)))
+    image = torch.cat([torch.cat([color for color, _ in row], dim=1) for row in rows.values()])
+    return image, torch.cat([torch.cat([alpha for _, alpha in row], dim=1) for row in rows.values()])
+
+
+def ssim_window(like: Tensor) -> Tensor:
+    """The normalised 11-tap Gaussian of SSIM, [11]."""
+    offsets = torch.arange(SSIM_TAPS, dtype=like.dtype, device=like.device) - SSIM_TAPS // 2
+    window = torch.exp(-(offsets**2) / (2 * SSIM_SIGMA**2))
+    return window / window.sum()
+
+
+def l1_ssim(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean |image - target| and mean SSIM of [H, W, 3] images (Wang et al. 2004, window as in 3DGS, zero padding)."""
+    window = ssim_window(image)
+    x, y = image.permute(2, 0, 1)[:, None], target.permute(2, 0, 1)[:, None]
+
+    def blur(maps: Tensor) -> Tensor:
+        half = SSIM_TAPS // 2
+        maps = torch.nn.functional.conv2d(maps, window.reshape(1, 1, 1, -1), padding=(0, half))
+        return torch.nn.functional.conv2d(maps, window.reshape(1, 1, -1, 1), padding=(half, 0))
+
+    mx, my = blur(x), blur(y)
+    variances = blur(x * x) - mx * mx + blur(y * y) - my * my
+    covariance = blur(x * y) - mx * my
+    ssim = (2 * mx * my + SSIM_C1) * (2 * covariance + SSIM_C2)
+    ssim = ssim / ((mx * mx + my * my + SSIM_C1) * (variances + SSIM_C2))
+    return (image - target).abs().mean(), ssim.mean()
+
+
+def adam_(
+    state: tuple[Tensor, Tensor, Tensor, Tensor],
+    rates: tuple[float, float, float, float],
+    step: int,
+    visible: Tensor | None,
+) -> None:
+    """One Adam step in place on state = (param, grad, exp_avg, exp_avg_sq); rows with visible == 0 stay as they are."""
+    param, grad, exp_avg, exp_avg_sq = state
+    lr, beta1, beta2, eps = rates
+    first = beta1 * exp_avg + (1 - beta1) * grad
+    second = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
+    scale = lr / (1 - beta1**step)
+    moved = param - scale * first / (torch.sqrt(second) / (1 - beta2**step) ** 0.5 + eps)
+    rows = None if visible is None else visible.bool().reshape(-1, *[1] * (param.dim() - 1))
+    with torch.no_grad():
+        for old, new in ((param, moved), (exp_avg, first), (exp_avg_sq, second)):
+            old.copy_(new if rows is None else torch.where(rows, new, old))
+
+
+def decode_anchors(
+    anchors: tuple[Tensor, Tensor, Tensor, Tensor], visible: Tensor, camera_center: Tensor, weights: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """means, scales, quats, alphas, colors of the V * 10 slots; anchors = (positions, features, offsets, log_scales).
+
+    Specification: Momentum-GS section 1 (Scaffold-GS decoder); see `ops.decode_anchors`.
+    """
+    positions, features, offsets, log_scales = (field[visible] for field in anchors)
+    count, slots = offsets.shape[0], offsets.shape[1]
+    direction = torch.nn.functional.normalize(positions - camera_center, dim=-1)
+    inputs = torch.cat([features, direction], dim=-1)
+    heads = []
+    for w1, b1, w2, b2 in (weights[0:4], weights[4:8], weights[8:12]):
+        heads.append(torch.relu(inputs @ w1.T + b1) @ w2.T + b2)
+    covariance = heads[1].reshape(count, slots, 7)
+    scales = torch.exp(log_scales[:, None, 3:6]) * torch.sigmoid(covariance[..., :3])
+    quats = torch.nn.functional.normalize(covariance[..., 3:], dim=-1)
+    means = positions[:, None] + offsets * torch.exp(log_scales[:, None, 0:3])
+    alphas, colors = torch.tanh(heads[0]).reshape(-1), torch.sigmoid(heads[2]).reshape(-1, 3)
+    return means.reshape(-1, 3), scales.reshape(-1, 3), quats.reshape(-1, 4), alphas, colors
+
+
+def momentum_consistency(
+    student: tuple[Tensor, Tensor, Tensor, Tensor], teacher: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> Tensor:
+    """L_c of Momentum-GS (section 3.3) of two decodings (scales, quats, alphas, colors): a scalar.
+
+    MSE of colours, unit quaternions and sizes over the slots that the student draws (alpha > 0), plus MSE of alpha over all
+    slots; the teacher's quaternion is compared with the sign that is nearer to the student's.
+    """
+    scales, quats, alphas, colors = student
+    kept = (alphas > 0).to(alphas.dtype)
+    count = kept.sum().clamp(min=1.0)
+    unit = torch.nn.functional.normalize(quats, dim=-1)
+    other = torch.nn.functional.normalize(teacher[1], dim=-1)
+    with torch.no_grad():
+        sign = torch.where((unit * other).sum(-1, keepdim=True) < 0, -1.0, 1.0).to(unit.dtype)
+    per_slot = ((colors - teacher[3]) ** 2).mean(-1) + ((unit - sign * other) ** 2).mean(-1)
+    per_slot = per_slot + ((scales - teacher[0]) ** 2).mean(-1)
+    return (per_slot * kept).sum() / count + ((alphas - teacher[2]) ** 2).mean()
