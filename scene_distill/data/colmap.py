@@ -203,5 +203,5 @@ def _camera(row: tuple, folder: Path) -> ColmapCamera:
 def _parsed(parse: Callable[[Path], T], path: Path) -> T:
     try:
         return parse(path)
-    except (ValueError, IndexError, struct.error, OSError, MemoryError) as error:
+    except (ValueError, IndexError, OverflowError, struct.error, OSError, MemoryError) as error:
         raise UserError(f"{path} is damaged or not a COLMAP file ({error}); export the model again") from error

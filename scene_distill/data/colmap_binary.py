@@ -133,5 +133,7 @@ def write_points(path: Path, points: tuple[np.ndarray, ...]) -> None:
 
 def _gathered(data: bytes, starts: np.ndarray, record: np.dtype) -> np.ndarray:
     """The records [R] of type ``record`` that begin at byte ``starts`` [R]."""
+    if len(starts) == 0:
+        return np.empty(0, record)
     windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(data, np.uint8), record.itemsize)
-    return np.ascontiguousarray(windows[starts]).reshape(-1).view(record) if len(starts) else np.empty(0, record)
+    return np.ascontiguousarray(windows[starts]).reshape(-1).view(record)

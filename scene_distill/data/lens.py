@@ -73,12 +73,14 @@ class Lens:
         """Rays [..., 2] whose distorted coordinates are ``points`` [..., 2] (Newton; the inverse of `distorted`)."""
         rays = points.astype(float).copy()
         for _ in range(_NEWTON_STEPS):
-            error = self.distorted(rays) - points
-            jacobian = self._jacobian(rays)
-            rays -= np.linalg.solve(jacobian, error[..., None])[..., 0]
+            step = self._newton_step(rays, self.distorted(rays) - points)
+            rays -= step
+            if np.abs(step).max(initial=0.0) < 1e-14:
+                break
         return rays
 
-    def _jacobian(self, rays: np.ndarray) -> np.ndarray:
+    def _newton_step(self, rays: np.ndarray, error: np.ndarray) -> np.ndarray:
+        """The inverse of the symmetric 2x2 Jacobian of `distorted` at rays [..., 2], times error [..., 2]."""
         u, v = rays[..., 0], rays[..., 1]
         r2 = u * u + v * v
         radial = 1 + self.k1 * r2 + self.k2 * r2 * r2
@@ -86,4 +88,5 @@ class Lens:
         uu = radial + slope * u * u + 2 * self.p1 * v + 6 * self.p2 * u
         vv = radial + slope * v * v + 2 * self.p2 * u + 6 * self.p1 * v
         uv = slope * u * v + 2 * self.p1 * u + 2 * self.p2 * v
-        return np.stack([np.stack([uu, uv], -1), np.stack([uv, vv], -1)], -2)
+        rows = [vv * error[..., 0] - uv * error[..., 1], uu * error[..., 1] - uv * error[..., 0]]
+        return np.stack(rows, -1) / (uu * vv - uv * uv)[..., None]

@@ -34,10 +34,8 @@ def pinhole_of(lens: Lens) -> Lens:
     for xs, ys in ((zeros, along), (ones, along), (along, zeros), (along, ones)):
         pixels = np.stack([xs * lens.width, ys * lens.height], -1)
         points = (pixels - [lens.cx, lens.cy]) / [lens.fx, lens.fy]
-        try:
+        with np.errstate(all="ignore"):
             rays = lens.undistorted(points)
-        except np.linalg.LinAlgError:
-            rays = np.full_like(points, np.nan)
         if not np.isfinite(rays).all() or np.abs(lens.distorted(rays) - points).max() > 1e-6:
             raise UserError(
                 f"the lens {lens} cannot be undistorted: its coefficients fold the image border over; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,13 @@ from scene_distill.core.cameras import look_at
 from scene_distill.data.lens import Lens
 
 HALF = 12.0  # metres from the middle of the world to its border
+
+
+@lru_cache(maxsize=2)
+def rays_of(lens: Lens) -> np.ndarray:
+    """The rays [H, W, 2] of a lens's pixels."""
+    u, v = np.meshgrid(np.arange(lens.width) + 0.5, np.arange(lens.height) + 0.5)
+    return lens.undistorted(np.stack([(u - lens.cx) / lens.fx, (v - lens.cy) / lens.fy], -1))
 
 
 class Relief:
@@ -34,8 +42,7 @@ class Relief:
 
     def photo(self, lens: Lens, cam_from_world: np.ndarray) -> np.ndarray:
         """uint8 [H, W, 3] seen through a lens, rays met with the ground by fixed-point iteration."""
-        u, v = np.meshgrid(np.arange(lens.width) + 0.5, np.arange(lens.height) + 0.5)
-        rays = lens.undistorted(np.stack([(u - lens.cx) / lens.fx, (v - lens.cy) / lens.fy], -1))
+        rays = rays_of(lens)
         directions = np.concatenate([rays, np.ones((*rays.shape[:2], 1))], -1) @ cam_from_world[:3, :3]
         center = -cam_from_world[:3, :3].T @ cam_from_world[:3, 3]
         ground = np.zeros(rays.shape[:2])
