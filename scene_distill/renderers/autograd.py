@@ -1,8 +1,8 @@
 """Autograd formulas and fake kernels of the op set.
 
-Each formula saves inputs and outputs by reference and calls the op's ``_backward`` op, so the backward pass is dispatched
-by device like the forward pass. `project` and `raster` are separate nodes: ``means2d.retain_grad()`` shows the screen
-gradients in between.
+Each formula saves inputs and outputs by reference and calls the op's ``_backward`` op, so the backward pass is
+dispatched by device like the forward pass. `project` and `raster` are separate nodes: ``means2d.retain_grad()`` shows
+the screen gradients in between.
 """
 
 from __future__ import annotations

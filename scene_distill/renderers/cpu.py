@@ -113,7 +113,9 @@ def _fresh(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(tensor.clone() for tensor in tensors)  # an op may not return its inputs
 
 
-def _pull_back(function: Callable[..., Any], inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+def _pull_back(
+    function: Callable[..., Any], inputs: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> tuple[Tensor, ...]:
     """Gradients of the inputs by autograd through a reference function; outputs without gradient are left out."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]

@@ -2,9 +2,10 @@
 
 Tensors here are float32, contiguous and on the CPU; `ops` checks that. Nothing in this file knows autograd.
 
-Threads: the library has a small pool of its own (`set_threads`, by default every core this process may use). It shares the
-cores with torch's pool. torch's workers spin for a while after each parallel torch operation and slow down a kernel that
-follows at once, so a training loop whose heavy work is all native runs best under ``torch.set_num_threads(1)``.
+Threads: the library has a small pool of its own (`set_threads`, by default every core this process may use). It
+shares the cores with torch's pool. torch's workers spin for a while after each parallel torch operation and slow down
+a kernel that follows at once, so a training loop whose heavy work is all native runs best under
+``torch.set_num_threads(1)``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ ISAS = ("avx512", "avx2", "portable")
 """Builds inside the library, best first."""
 
 FRUSTUM_MARGIN = 0.3
-"""x/z and y/z in the projection's Jacobian are clamped to the frustum widened by this part of its half size (gsplat)."""
+"""x/z, y/z in the projection's Jacobian are clamped to the frustum widened by this part of its half size (gsplat)."""
 
 
 class Limits(ctypes.Structure):
@@ -85,7 +87,7 @@ class Frame(ctypes.Structure):
 
 
 _P, _L, _V, _S, _I = c_void_p, POINTER(Limits), POINTER(View), POINTER(Screen), POINTER(Frame)
-_SIGNATURES: dict[str, tuple[object, list[object]]] = {
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sd_project_forward": (c_int64, [c_int64, _P, _P, _P, _P, _V, _L, _P, _P, _P, _P, _P]),
     "sd_project_backward": (None, [c_int64, _P, _P, _P, _P, _V, _L] + [_P] * 11),
     "sd_bin_count": (c_int64, [_S, _P, _P, c_int32, c_int32, _L, _P, POINTER(c_void_p)]),
@@ -113,7 +115,8 @@ def library_path() -> Path:
     if not path.exists():
         raise UserError(
             f"the native CPU library {path} is missing; install the package (pip install .) or, in a source tree, run "
-            "'cmake -S . -B build/dev && cmake --build build/dev', or set SCENE_DISTILL_BACKEND=reference for the slow reference"
+            "'cmake -S . -B build/dev && cmake --build build/dev', "
+            "or set SCENE_DISTILL_BACKEND=reference for the slow reference"
         )
     return path
 
@@ -217,7 +220,8 @@ def project_backward(
     limits: Limits = LIMITS,
     isa: str | None = None,
 ) -> tuple[Tensor, ...]:
-    """Gradients of the four world tensors, of cam_from_world [4, 4] and of the intrinsics [4] (zeros without camera_grad).
+    """Gradients of the four world tensors, of cam_from_world [4, 4] and of the intrinsics [4] (zeros without
+    camera_grad).
 
     ``grads`` are those of means2d, conics, depths, opacities2d; None counts as zero.
     """
@@ -288,7 +292,7 @@ def raster_backward(
     grads: tuple[Tensor, Tensor | None],
     limits: Limits = LIMITS,
     isa: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """Gradients of means2d, conics, opacities2d, features, background; drawn = (image, alpha) of the forward pass.
 
     ``grads`` are those of the image and of alpha (None counts as zero).
@@ -335,7 +339,7 @@ def adam_(
     visible: Tensor | None,
     isa: str | None = None,
 ) -> None:
-    """One step in place on state = (param, grad, exp_avg, exp_avg_sq), rates = (lr, beta1, beta2, eps); see `ops.adam_`."""
+    """One step in place on state = (param, grad, exp_avg, exp_avg_sq), rates = (lr, beta1, beta2, eps)."""
     param = state[0]
     rows = param.shape[0] if param.dim() else 1
     load(isa).functions["sd_adam"](

@@ -10,7 +10,7 @@ All tensors are float32 (the reference also takes float64) and are made contiguo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -30,15 +30,15 @@ for _schema in (
     "Tensor? v_depths, Tensor? v_opacities2d, bool camera_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "bin(Tensor means2d, Tensor conics, Tensor opacities2d, Tensor depths, Tensor extents, int width, int height) "
     "-> (Tensor, Tensor)",
-    "raster(Tensor means2d, Tensor conics, Tensor opacities2d, Tensor features, Tensor background, Tensor tile_offsets, "
-    "Tensor pair_gaussian, int width, int height) -> (Tensor, Tensor)",
+    "raster(Tensor means2d, Tensor conics, Tensor opacities2d, Tensor features, Tensor background, "
+    "Tensor tile_offsets, Tensor pair_gaussian, int width, int height) -> (Tensor, Tensor)",
     "raster_backward(Tensor means2d, Tensor conics, Tensor opacities2d, Tensor features, Tensor background, "
     "Tensor tile_offsets, Tensor pair_gaussian, Tensor image, Tensor alpha, Tensor v_image, Tensor? v_alpha) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "l1_ssim(Tensor image, Tensor target, bool with_gradient) -> (Tensor, Tensor, Tensor)",
     "l1_ssim_backward(Tensor image, Tensor target, Tensor ssim_gradient, Tensor v_l1, Tensor v_ssim) -> Tensor",
-    "adam_(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, float lr, float beta1, float beta2, "
-    "float eps, int step, Tensor? visible) -> ()",
+    "adam_(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, float lr, float beta1, "
+    "float beta2, float eps, int step, Tensor? visible) -> ()",
     "decode_anchors(Tensor positions, Tensor features, Tensor offsets, Tensor log_scales, Tensor visible, "
     "Tensor camera_center, Tensor[] weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "decode_anchors_backward(Tensor positions, Tensor features, Tensor offsets, Tensor log_scales, Tensor visible, "
@@ -66,11 +66,12 @@ def project(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Screen ellipses of world Gaussians seen by one pinhole camera (3DGS eq. 5, with gsplat's frustum clamp).
 
-    means [N, 3] and scales [N, 3] in metres, quats [N, 4] (w, x, y, z), opacities [N], cam_from_world [4, 4], intrinsics
-    [4] = (fx, fy, cx, cy) px. Returns means2d [N, 2] px; conics [N, 3] = (a, b, c) of exp(-(a dx^2 + c dy^2) / 2 - b dx dy);
-    depths [N] metres; opacities2d [N] (times sqrt(det / blurred det) when antialiased, Mip-Splatting); extents [N, 2], the
-    half sizes in px of the box where alpha >= ALPHA_MIN. Culled Gaussians (depth < NEAR_M, opacity < ALPHA_MIN, off screen)
-    are zero everywhere. Differentiable in all tensors but the extents. Raises `UserError` for NaN or infinite Gaussians.
+    means [N, 3] and scales [N, 3] in metres, quats [N, 4] (w, x, y, z), opacities [N], cam_from_world [4, 4],
+    intrinsics [4] = (fx, fy, cx, cy) px. Returns means2d [N, 2] px; conics [N, 3] = (a, b, c) of exp(-(a dx^2 + c
+    dy^2) / 2 - b dx dy); depths [N] metres; opacities2d [N] (times sqrt(det / blurred det) when antialiased,
+    Mip-Splatting); extents [N, 2], the half sizes in px of the box where alpha >= ALPHA_MIN. Culled Gaussians (depth
+    < NEAR_M, opacity < ALPHA_MIN, off screen) are zero everywhere. Differentiable in all tensors but the extents.
+    Raises `UserError` for NaN or infinite Gaussians.
     """
     count = means.shape[0] if means.dim() else 0
     _check("project", {"means": (means, (count, 3)), "quats": (quats, (count, 4)), "scales": (scales, (count, 3)),
@@ -116,12 +117,12 @@ def raster(
     _check_size(width, height)
     tiles = -(-width // TILE) * -(-height // TILE)
     if tile_offsets.shape != (tiles + 1,) or tile_offsets.dtype != torch.int32 or pair_gaussian.dtype != torch.int32:
-        raise UserError(f"raster: tile_offsets must be int32 [{tiles + 1}] and pair_gaussian int32, as `bin` returns them")
+        raise UserError(
+            f"raster: tile_offsets must be int32 [{tiles + 1}] and pair_gaussian int32, as `bin` returns them"
+        )
     if not 1 <= channels <= MAX_CHANNELS:
         raise UserError(f"raster: features have {channels} channels; draw 1 to {MAX_CHANNELS} at a time")
-    return _OPS.raster(
-        means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width, height
-    )
+    return _OPS.raster(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width, height)
 
 
 def l1_ssim(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,7 +150,8 @@ def adam_(
 ) -> None:
     """One step of Adam (Kingma & Ba 2015) in place; ``step`` counts from 1.
 
-    visible [rows] uint8 leaves parameter and moments of the rows with 0 as they are. Every tensor has the parameter's shape.
+    visible [rows] uint8 leaves parameter and moments of the rows with 0 as they are. Every tensor has the parameter's
+    shape.
     """
     with torch.no_grad():
         shape = tuple(param.shape)
@@ -158,7 +160,9 @@ def adam_(
         if not (param.is_contiguous() and exp_avg.is_contiguous() and exp_avg_sq.is_contiguous()):
             raise UserError("adam_: the parameter and its moments are changed in place and must be contiguous")
         if visible is not None and (visible.dtype != torch.uint8 or visible.shape != shape[:1]):
-            raise UserError(f"adam_: visible must be uint8 [{shape[0] if shape else 1}], not {visible.dtype} {tuple(visible.shape)}")
+            raise UserError(
+                f"adam_: visible must be uint8 [{shape[0] if shape else 1}], not {visible.dtype} {tuple(visible.shape)}"
+            )
         _OPS.adam_(param, grad, exp_avg, exp_avg_sq, lr, beta1, beta2, eps, step, visible)
 
 
@@ -173,15 +177,18 @@ def decode_anchors(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The V * 10 Gaussians of the visible anchors (Momentum-GS section 1; Scaffold-GS decoder).
 
-    positions [A, 3], features [A, 32], offsets [A, 10, 3], log_scales [A, 6], visible [V] int64 anchor ids (none twice),
-    camera_center [3]; weights: for opacity, covariance, colour w1 [32, 35], b1 [32], w2 [out, 32], b2 [out], out = 10, 70, 30.
-    Returns means [V*10, 3], scales [V*10, 3], quats [V*10, 4] unit, alphas [V*10] in (-1, 1), colors [V*10, 3]:
-    z = [f, (p - c) / |p - c|], heads with one ReLU layer of 32, alpha = tanh, colour = sigmoid,
+    positions [A, 3], features [A, 32], offsets [A, 10, 3], log_scales [A, 6], visible [V] int64 anchor ids (none
+    twice), camera_center [3]; weights: for opacity, covariance, colour w1 [32, 35], b1 [32], w2 [out, 32], b2 [out],
+    out = 10, 70, 30. Returns means [V*10, 3], scales [V*10, 3], quats [V*10, 4] unit, alphas [V*10] in (-1, 1),
+    colors [V*10, 3]: z = [f, (p - c) / |p - c|], heads with one ReLU layer of 32, alpha = tanh, colour = sigmoid,
     size = exp(s[3:6]) sigmoid(u), mean = p + O exp(s[0:3]). Differentiable in the anchor tensors and the weights.
     """
     count = positions.shape[0]
-    named = {"positions": (positions, (count, 3)), "features": (features, (count, 32)), "offsets": (offsets, (count, 10, 3)),
-             "log_scales": (log_scales, (count, 6)), "camera_center": (camera_center, (3,))}  # fmt: skip
+    named: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "positions": (positions, (count, 3)), "features": (features, (count, 32)),
+        "offsets": (offsets, (count, 10, 3)), "log_scales": (log_scales, (count, 6)),
+        "camera_center": (camera_center, (3,)),
+    }  # fmt: skip
     shapes = [shape for out in (10, 70, 30) for shape in ((32, 35), (32,), (out, 32), (out,))]
     if len(weights) != len(shapes):
         raise UserError(f"decode_anchors: the decoder has {len(weights)} weight tensors, expected {len(shapes)}")
@@ -193,20 +200,23 @@ def decode_anchors(
 
 
 def momentum_consistency(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Momentum-GS consistency L_c (section 3.3) of two decodings (scales [P, 3], quats [P, 4], alphas [P], colors [P, 3]).
+    """Momentum-GS consistency L_c (section 3.3) of two decodings (scales [P, 3], quats [P, 4], alphas [P], colors [P,
+    3]).
 
-    MSE(colour) + MSE(unit quaternion, sign-invariant) + MSE(size) over slots with student alpha > 0, + MSE(alpha) over all.
-    A scalar, differentiable in all eight tensors.
+    MSE(colour) + MSE(unit quaternion, sign-invariant) + MSE(size) over slots with student alpha > 0, + MSE(alpha)
+    over all. A scalar, differentiable in all eight tensors.
     """
     count = student[2].shape[0]
     for role, slots in (("student", student), ("teacher", teacher)):
         scales, quats, alphas, colors = slots
-        _check("momentum_consistency", {f"{role} scales": (scales, (count, 3)), f"{role} quats": (quats, (count, 4)),
-                                        f"{role} alphas": (alphas, (count,)), f"{role} colors": (colors, (count, 3))})  # fmt: skip
+        _check("momentum_consistency", {
+            f"{role} scales": (scales, (count, 3)), f"{role} quats": (quats, (count, 4)),
+            f"{role} alphas": (alphas, (count,)), f"{role} colors": (colors, (count, 3)),
+        })  # fmt: skip
     return _OPS.momentum_consistency(list(student), list(teacher))
 
 
-def _check(op: str, named: dict[str, tuple[Tensor, tuple[int, ...] | None]]) -> None:
+def _check(op: str, named: Mapping[str, tuple[Tensor, tuple[int, ...] | None]]) -> None:
     device = dtype = None
     for name, (tensor, shape) in named.items():
         if shape is not None and tensor.shape != shape:

@@ -1,7 +1,7 @@
 """The oracle: every op of `ops` written as dense torch, differentiable by autograd, in float32 or float64.
 
-Slow on purpose (all pixels of a tile times all its Gaussians, or all pixels times all Gaussians in `blend`); the kernels
-are tested against it, and SCENE_DISTILL_BACKEND=reference runs a whole training on it.
+Slow on purpose (all pixels of a tile times all its Gaussians, or all pixels times all Gaussians in `blend`); the
+kernels are tested against it, and SCENE_DISTILL_BACKEND=reference runs a whole training on it.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def project(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """means2d [N, 2], conics [N, 3], depths [N], opacities2d [N], extents [N, 2]; culled rows are zero in all of them.
 
-    Local affine projection of 3DGS (eq. 5) with x/z, y/z clamped in the Jacobian (gsplat); the clamp's bounds are constants
-    for the gradient of the intrinsics.
+    Local affine projection of 3DGS (eq. 5) with x/z, y/z clamped in the Jacobian (gsplat); the clamp's bounds are
+    constants for the gradient of the intrinsics.
     """
     means, quats, scales, opacities = world
     pose, (fx, fy, cx, cy) = camera[0], camera[1].unbind()
@@ -120,7 +120,9 @@ def _tiles(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
     width, height = size
     side = conventions.TILE
     return [
-        (y, min(y + side, height), x, min(x + side, width)) for y in range(0, height, side) for x in range(0, width, side)
+        (y, min(y + side, height), x, min(x + side, width))
+        for y in range(0, height, side)
+        for x in range(0, width, side)
     ]
 
 
@@ -131,7 +133,7 @@ def bin(
     size: tuple[int, int],
     limits: Limits = LIMITS,
 ) -> tuple[Tensor, Tensor]:
-    """tile_offsets [T + 1] and pair_gaussian [M] (int32): a pair for every tile with a pixel where alpha >= alpha_min."""
+    """tile_offsets [T + 1] and pair_gaussian [M] (int32): a pair for each tile with a pixel where alpha >= alpha_min."""
     with torch.no_grad():
         order = torch.argsort(depths, stable=True)
         order = order[extents[order, 0] > 0]
@@ -238,8 +240,8 @@ def momentum_consistency(
 ) -> Tensor:
     """L_c of Momentum-GS (section 3.3) of two decodings (scales, quats, alphas, colors): a scalar.
 
-    MSE of colours, unit quaternions and sizes over the slots that the student draws (alpha > 0), plus MSE of alpha over all
-    slots; the teacher's quaternion is compared with the sign that is nearer to the student's.
+    MSE of colours, unit quaternions and sizes over the slots that the student draws (alpha > 0), plus MSE of alpha
+    over all slots; the teacher's quaternion is compared with the sign that is nearer to the student's.
     """
     scales, quats, alphas, colors = student
     kept = (alphas > 0).to(alphas.dtype)

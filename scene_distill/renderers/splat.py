@@ -16,9 +16,9 @@ from scene_distill.renderers import ops
 class Rendering:
     """What `render` returns.
 
-    image [H, W, D]; alpha [H, W] coverage in [0, 1]; depth [H, W] expected depth in metres, 0 where nothing was drawn, or
-    None; means2d [N, 2] px (call ``retain_grad()`` before the backward pass to read screen gradients); extents [N, 2] half
-    sizes in px, (0, 0) for Gaussians that were culled.
+    image [H, W, D]; alpha [H, W] coverage in [0, 1]; depth [H, W] expected depth in metres, 0 where nothing was
+    drawn, or None; means2d [N, 2] px (call ``retain_grad()`` before the backward pass to read screen gradients);
+    extents [N, 2] half sizes in px, (0, 0) for Gaussians that were culled.
     """
 
     image: Tensor
@@ -36,10 +36,11 @@ def render(
     with_depth: bool = False,
     antialiased: bool = False,
 ) -> Rendering:
-    """Draw Gaussians with any number of feature channels D <= 512 (511 with depth) over a background [D], black if None.
+    """Draw Gaussians with any number of feature channels D <= 512 (511 with depth) over a background [D], black if
+    None.
 
-    Differentiable in every tensor of the Gaussians and in the background; gradients of pose and intrinsics are available
-    from `render_from`.
+    Differentiable in every tensor of the Gaussians and in the background; gradients of pose and intrinsics are
+    available from `render_from`.
     """
     device = gaussians.means.device
     pose, intrinsics = camera.pose(device), camera.intrinsics(device)
@@ -59,11 +60,11 @@ def render_from(
     with_depth: bool = False,
     antialiased: bool = False,
 ) -> Rendering:
-    """`render` for a pose [4, 4], intrinsics [4] = (fx, fy, cx, cy) and size = (width, height), differentiable in both."""
+    """`render` for a pose [4, 4], intrinsics [4] = (fx, fy, cx, cy) and size (width, height), differentiable in both."""
     width, height = size
     means2d, conics, depths, opacities2d, extents = ops.project(
-        gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, cam_from_world, intrinsics, width, height,
-        antialiased,
+        gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, cam_from_world, intrinsics,
+        width, height, antialiased,
     )  # fmt: skip
     lists = ops.bin(means2d.detach(), conics.detach(), opacities2d.detach(), depths.detach(), extents, width, height)
     features = gaussians.features
