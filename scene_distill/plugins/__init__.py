@@ -1,1 +1,1 @@
-"""."""
+"""Borders to other programs: nerfstudio's methods and dataparsers."""

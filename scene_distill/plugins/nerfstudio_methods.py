@@ -1,0 +1,16 @@
+"""The methods of `scene_distill.methods` as nerfstudio's: one entry point each, generated, none named here.
+
+A name of `METHODS` becomes an attribute, with _ for -, which pyproject.toml names as entry point; the class of its
+config becomes an attribute too, so that a saved config.yml finds it again. Nothing heavy is imported: the engine waits
+until a run is set up.
+"""
+
+from nerfstudio.plugins.types import MethodSpecification
+
+from scene_distill.methods import METHODS
+from scene_distill.plugins.nerfstudio_config import trainer_config_class
+
+for _entry in METHODS.values():
+    _kind = trainer_config_class(_entry, __name__)
+    globals()[_kind.__name__] = _kind
+    globals()[_entry.name.replace("-", "_")] = MethodSpecification(_kind(), _entry.description)
