@@ -34,16 +34,16 @@ struct BackwardShared {
 };
 
 // d(activated) -> d(raw) for one slot of one head, in place of the raw outputs. Size gradients also reach log_scales[3:6] and
-// mean gradients offsets, log_scales[0:3] and positions: those go to `slot_grads` [3 + 3 + 3] for the caller to add up.
+// mean gradients offsets, log_scales[0:3] and positions: what several slots share is returned for the caller to add up.
 __device__ __forceinline__ void slot_backward(const SdAnchors& in, const SdDecodedGradients& g, const SdAnchorGradients& out,
                                               int head, float* raw, long long anchor, int slot, size_t at, float* log_scale_grads,
                                               float* position_grads) {
     if (head == kOpacityHead) {
         const float alpha = tanhf(raw[slot]);
-        raw[slot] = g.alphas[at] * (1.0f - alpha * alpha);
+        raw[slot] = value_or_zero(g.alphas, at) * (1.0f - alpha * alpha);
         for (int k = 0; k < 3; k++) {
             const size_t offset = (anchor * kSlots + slot) * 3 + k;
-            const float grad = g.means[3 * at + k], reach = expf(in.log_scales[6 * anchor + k]);
+            const float grad = value_or_zero(g.means, 3 * at + k), reach = expf(in.log_scales[6 * anchor + k]);
             out.offsets[offset] = grad * reach;
             log_scale_grads[k] = grad * in.offsets[offset] * reach;
             position_grads[k] = grad;
@@ -52,17 +52,17 @@ __device__ __forceinline__ void slot_backward(const SdAnchors& in, const SdDecod
         float *u = raw + 7 * slot, *r = u + 3;
         for (int k = 0; k < 3; k++) {
             const float share = sigmoid(u[k]), size = expf(in.log_scales[6 * anchor + 3 + k]) * share;
-            log_scale_grads[3 + k] = g.scales[3 * at + k] * size;
-            u[k] = g.scales[3 * at + k] * size * (1.0f - share);
+            log_scale_grads[3 + k] = value_or_zero(g.scales, 3 * at + k) * size;
+            u[k] = log_scale_grads[3 + k] * (1.0f - share);
         }
         const float inverse = inverse_length(r);
         float along = 0.0f;
-        for (int k = 0; k < 4; k++) along += g.quats[4 * at + k] * r[k] * inverse;
-        for (int k = 0; k < 4; k++) r[k] = inverse * (g.quats[4 * at + k] - along * r[k] * inverse);
+        for (int k = 0; k < 4; k++) along += value_or_zero(g.quats, 4 * at + k) * r[k] * inverse;
+        for (int k = 0; k < 4; k++) r[k] = inverse * (value_or_zero(g.quats, 4 * at + k) - along * r[k] * inverse);
     } else {
         for (int k = 0; k < 3; k++) {
             const float color = sigmoid(raw[3 * slot + k]);
-            raw[3 * slot + k] = g.colors[3 * at + k] * color * (1.0f - color);
+            raw[3 * slot + k] = value_or_zero(g.colors, 3 * at + k) * color * (1.0f - color);
         }
     }
 }
@@ -134,8 +134,8 @@ __device__ __forceinline__ void write_anchor_gradients(const BackwardShared& s, 
         const int a = e / kFeatures, k = e % kFeatures;
         out.features[in.visible[first + a] * kFeatures + k] = s.grad_input[a][k];
     }
-    if (threadIdx.x >= count) return;
     const int a = threadIdx.x;
+    if (a >= count) return;
     const long long anchor = in.visible[first + a];
     for (int k = 0; k < 6; k++) out.log_scales[6 * anchor + k] = s.grad_log_scales[a][k];
     // d = (p - c) / |p - c|: dL/dp = (g - d (d . g)) / |p - c|.

@@ -28,6 +28,9 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
+// Gradients that nobody asked for arrive as null pointers.
+__device__ __forceinline__ float value_or_zero(const float* values, size_t index) { return values ? values[index] : 0.0f; }
+
 struct BlockSums {
     float per_warp[32];
 };

@@ -10,6 +10,7 @@ extern "C" {
 
 size_t sd_cuda_scratch_bytes(int count);
 const char* sd_cuda_error_string(int code);
+int sd_cuda_set_device(int index);
 
 // The constants of scene_distill/core/conventions.py, handed in so that tests can switch the thresholds off.
 struct SdLimits {
@@ -27,13 +28,13 @@ struct SdWorldGaussians {
 struct SdProjected {
     float *means2d, *conics, *depths, *opacities, *extents;  // [N, 2], [N, 3], [N], [N], [N, 2]
 };
-struct SdProjectedGradients {
+struct SdProjectedGradients {  // any of the first four may be null: zero
     const float *means2d, *conics, *depths, *opacities;
     const float* extents;  // of the forward: rows that are 0 were culled and get no gradient
 };
 struct SdWorldGradients {
     float *means, *quats, *scales, *opacities;
-    float *camera;    // [16]: rows 0..2 of cam_from_world (12), then fx, fy, cx, cy
+    float *camera;    // [16]: rows 0..2 of cam_from_world (12), then fx, fy, cx, cy; null, like partials: not wanted
     float *partials;  // scratch [sd_cuda_project_blocks(N), 16]
 };
 int sd_cuda_project_blocks(int count);
@@ -85,15 +86,24 @@ struct SdRasterScratch {
 };
 int sd_cuda_raster_buckets(int pairs, int tiles);
 int sd_cuda_raster(const SdRasterInputs* in, float* image, float* alpha, void* stream);
-int sd_cuda_raster_backward(const SdRasterInputs* in, const float* grad_image, const float* grad_alpha,
+int sd_cuda_raster_backward(const SdRasterInputs* in, const float* grad_image, const float* grad_alpha /* or null */,
                             const SdRasterGradients* out, const SdRasterScratch* scratch, void* stream);
 
 // ---- similarity.cu ----  image, target [H, W, 3]
 int sd_cuda_similarity_blocks(int width, int height);
-int sd_cuda_l1_ssim(const float* image, const float* target, int width, int height, float* partials /* [blocks, 2] */,
-                    float* means /* [2]: l1, ssim */, void* stream);
-int sd_cuda_l1_ssim_backward(const float* image, const float* target, int width, int height, const float* grads /* [2] */,
-                             float* maps /* scratch [9, H, W] */, float* grad_image, void* stream);
+struct SdImages {
+    const float *image, *target;
+    int width, height;
+};
+struct SdSimilarity {
+    float *partials;       // scratch [sd_cuda_similarity_blocks, 2]
+    float *means;          // [2]: l1, ssim
+    float *maps;           // scratch [9, H, W], or null when no gradient is wanted
+    float *ssim_gradient;  // d(ssim) / d(image) [H, W, 3], or null
+};
+int sd_cuda_l1_ssim(const SdImages* images, const SdSimilarity* out, void* stream);
+int sd_cuda_l1_ssim_backward(const SdImages* images, const float* ssim_gradient, const float* grad_l1, const float* grad_ssim,
+                             float* grad_image, void* stream);
 
 // ---- adam.cu ----
 struct SdAdam {
@@ -119,7 +129,7 @@ struct SdAnchors {
 struct SdDecoded {
     float *means, *scales, *quats, *alphas, *colors;  // [V * 10, 3 | 3 | 4 | 1 | 3]
 };
-struct SdDecodedGradients {
+struct SdDecodedGradients {  // any may be null: zero
     const float *means, *scales, *quats, *alphas, *colors;
 };
 struct SdAnchorGradients {

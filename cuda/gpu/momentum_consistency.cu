@@ -16,9 +16,22 @@ constexpr int kThreads = 256;
 constexpr int kSums = 5;
 enum Sum { kColor, kQuaternion, kSize, kAlpha, kKept };
 
+struct UnitQuaternion {
+    float q[4], inverse_norm;
+};
+
+__device__ __forceinline__ UnitQuaternion load_unit(const float* q) {
+    UnitQuaternion u;
+    u.inverse_norm = 1.0f / fmaxf(sqrtf(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]), 1e-12f);
+    for (int k = 0; k < 4; k++) u.q[k] = q[k] * u.inverse_norm;
+    return u;
+}
+
+__device__ __forceinline__ float dot4(const float* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]; }
+
 // q and -q are one rotation: compare with the teacher's nearer sign.
-__device__ __forceinline__ float nearer_sign(const float* a, const float* b) {
-    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3] < 0.0f ? -1.0f : 1.0f;
+__device__ __forceinline__ float nearer_sign(const UnitQuaternion& a, const UnitQuaternion& b) {
+    return dot4(a.q, b.q) < 0.0f ? -1.0f : 1.0f;
 }
 
 __device__ __forceinline__ float squared_distance(const float* a, const float* b, int size, float sign) {
@@ -35,9 +48,9 @@ __global__ void __launch_bounds__(kThreads) consistency_kernel(SdSlots student, 
         const float difference = student.alphas[i] - teacher.alphas[i];
         sums[kAlpha] = difference * difference;
         if (student.alphas[i] > 0.0f) {
-            const float *q = student.quats + 4 * i, *r = teacher.quats + 4 * i;
+            const UnitQuaternion q = load_unit(student.quats + 4 * i), r = load_unit(teacher.quats + 4 * i);
             sums[kColor] = squared_distance(student.colors + 3 * i, teacher.colors + 3 * i, 3, 1.0f);
-            sums[kQuaternion] = squared_distance(q, r, 4, nearer_sign(q, r));
+            sums[kQuaternion] = squared_distance(q.q, r.q, 4, nearer_sign(q, r));
             sums[kSize] = squared_distance(student.scales + 3 * i, teacher.scales + 3 * i, 3, 1.0f);
             sums[kKept] = 1.0f;
         }
@@ -54,12 +67,18 @@ __global__ void consistency_loss_kernel(const float* sums, int count, float* los
 }
 
 __device__ __forceinline__ void difference_gradient(const float* student, const float* teacher, float* grad_student,
-                                                    float* grad_teacher, int size, float factor, float sign) {
+                                                    float* grad_teacher, int size, float factor) {
     for (int k = 0; k < size; k++) {
-        const float g = factor == 0.0f ? 0.0f : factor * (student[k] - sign * teacher[k]);
-        grad_student[k] = g;
-        grad_teacher[k] = -sign * g;
+        grad_student[k] = factor == 0.0f ? 0.0f : factor * (student[k] - teacher[k]);
+        grad_teacher[k] = -grad_student[k];
     }
+}
+
+// d(q / |q|) -> d(q): only the part across q remains. The unit quaternions differ by own - sign * other.
+__device__ __forceinline__ void quaternion_gradient(const UnitQuaternion& own, const UnitQuaternion& other, float* grad,
+                                                    float factor, float sign) {
+    const float along = 1.0f - sign * dot4(own.q, other.q);
+    for (int k = 0; k < 4; k++) grad[k] = factor * own.inverse_norm * (own.q[k] - sign * other.q[k] - along * own.q[k]);
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -69,14 +88,15 @@ __global__ void __launch_bounds__(kThreads)
     if (i >= count) return;
     const bool kept = student.alphas[i] > 0.0f;
     const float per_value = kept ? 2.0f * *grad_loss / fmaxf(sums[kKept], 1.0f) : 0.0f;
-    const float *q = student.quats + 4 * i, *r = teacher.quats + 4 * i;
+    const UnitQuaternion q = load_unit(student.quats + 4 * i), r = load_unit(teacher.quats + 4 * i);
     difference_gradient(student.colors + 3 * i, teacher.colors + 3 * i, grad_student.colors + 3 * i, grad_teacher.colors + 3 * i,
-                        3, per_value / 3, 1.0f);
+                        3, per_value / 3);
     difference_gradient(student.scales + 3 * i, teacher.scales + 3 * i, grad_student.scales + 3 * i, grad_teacher.scales + 3 * i,
-                        3, per_value / 3, 1.0f);
-    difference_gradient(q, r, grad_student.quats + 4 * i, grad_teacher.quats + 4 * i, 4, per_value / 4, nearer_sign(q, r));
+                        3, per_value / 3);
+    quaternion_gradient(q, r, grad_student.quats + 4 * i, per_value / 4, nearer_sign(q, r));
+    quaternion_gradient(r, q, grad_teacher.quats + 4 * i, per_value / 4, nearer_sign(q, r));
     difference_gradient(student.alphas + i, teacher.alphas + i, grad_student.alphas + i, grad_teacher.alphas + i, 1,
-                        2.0f * *grad_loss / float(count), 1.0f);
+                        2.0f * *grad_loss / float(count));
 }
 
 }  // namespace

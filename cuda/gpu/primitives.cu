@@ -114,3 +114,11 @@ extern "C" const char* sd_cuda_error_string(int code) {
     return code == 0 ? "no error" : "unknown error";
 #endif
 }
+
+extern "C" int sd_cuda_set_device(int index) {
+#if defined(__CUDACC__)
+    return cudaSetDevice(index);
+#else
+    return index == 0 ? 0 : 1;
+#endif
+}

@@ -237,9 +237,10 @@ __device__ __forceinline__ void shape_backward(const Footprint& f, const Vec3& d
 __device__ __forceinline__ void gaussian_backward(const SdWorldGaussians& in, const SdProjectedGradients& grads,
                                                   const SdWorldGradients& out, const Camera& camera, int i, float* camera_grad) {
     const Footprint f = footprint(in, camera, i);
-    const float grad_opacity = grads.opacities[i];
+    const float grad_opacity = value_or_zero(grads.opacities, i);
     out.opacities[i] = grad_opacity * f.compensation;
-    CovarianceGradient cov = conic_backward(f, grads.conics[3 * i], grads.conics[3 * i + 1], grads.conics[3 * i + 2]);
+    CovarianceGradient cov = conic_backward(f, value_or_zero(grads.conics, 3 * i), value_or_zero(grads.conics, 3 * i + 1),
+                                            value_or_zero(grads.conics, 3 * i + 2));
     if (in.antialiased) compensation_backward(f, grad_opacity * in.opacities[i], cov);
     const Vec3 du0 = mix(2.0f * cov.xx, f.u0, cov.xy, f.u1), du1 = mix(cov.xy, f.u0, 2.0f * cov.yy, f.u1);
     Vec3 dv0, dv1;
@@ -248,10 +249,10 @@ __device__ __forceinline__ void gaussian_backward(const SdWorldGaussians& in, co
     // x2d = fx rx + cx and J = (fx / z) [1, 0, -ratio_x] with rx = x / z, ratio_x = clamp(rx); y alike.
     const float iz = 1.0f / f.mean_cam.z, rx = f.mean_cam.x * iz, ry = f.mean_cam.y * iz;
     const Vec3 dj0 = times(camera.rotation, dv0), dj1 = times(camera.rotation, dv1);
-    const float gx = grads.means2d[2 * i], gy = grads.means2d[2 * i + 1];
+    const float gx = value_or_zero(grads.means2d, 2 * i), gy = value_or_zero(grads.means2d, 2 * i + 1);
     const float drx = camera.fx * (gx - (f.clamped_x ? 0.0f : dj0.z * iz)), dry = camera.fy * (gy - (f.clamped_y ? 0.0f : dj1.z * iz));
     const float along0 = dot(f.j0, dj0), along1 = dot(f.j1, dj1);  // J is proportional to fx / z, fy / z
-    const float dp[3] = {drx * iz, dry * iz, grads.depths[i] - iz * (drx * rx + dry * ry + along0 + along1)};
+    const float dp[3] = {drx * iz, dry * iz, value_or_zero(grads.depths, i) - iz * (drx * rx + dry * ry + along0 + along1)};
     const Vec3 dm = transposed_times(camera.rotation, {dp[0], dp[1], dp[2]});
     out.means[3 * i] = dm.x;
     out.means[3 * i + 1] = dm.y;
@@ -289,6 +290,7 @@ __global__ void __launch_bounds__(kThreads)
             write_zero_gradients(out, i);
         }
     }
+    if (!out.partials) return;
     for (int k = 0; k < kCameraValues; k++) {
         const float sum = block_sum(camera_grad[k], sums, threadIdx.x, kThreads);
         if (threadIdx.x == 0) out.partials[blockIdx.x * kCameraValues + k] = sum;
@@ -311,8 +313,9 @@ extern "C" int sd_cuda_project(const SdWorldGaussians* gaussians, const SdProjec
 extern "C" int sd_cuda_project_backward(const SdWorldGaussians* gaussians, const SdProjectedGradients* grads,
                                         const SdWorldGradients* out, void* stream) {
     const int blocks = sd_cuda_project_blocks(gaussians->count);
-    if (blocks == 0) return fill_bytes(out->camera, 0, kCameraValues * sizeof(float), stream);
+    if (blocks == 0) return out->camera ? fill_bytes(out->camera, 0, kCameraValues * sizeof(float), stream) : 0;
     SD_LAUNCH(project_backward_kernel, dim3(blocks), dim3(kThreads), 0, stream, *gaussians, *grads, *out);
     if (const int error = last_error()) return error;
+    if (!out->camera) return 0;
     return sum_columns(out->partials, blocks, kCameraValues, out->camera, stream);
 }

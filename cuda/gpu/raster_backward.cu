@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kTilePixels)
     for (int c = 0; c < C; c++) {
         grad[c] = pixel.inside && c < slice.count ? grad_image[p * in.channels + slice.first + c] : 0.0f;
     }
-    const float grad_coverage = pixel.inside && slice.first == 0 ? grad_alpha[p] : 0.0f;
+    const float grad_coverage = pixel.inside && slice.first == 0 ? value_or_zero(grad_alpha, p) : 0.0f;
     float total = 0.0f;
     const int bucket_base = first_bucket(in.tile_offsets, pixel.tile);
     walk_tile<C>(
@@ -97,7 +97,7 @@ __device__ __forceinline__ PixelState load_pixels(float (*ring)[kRing], const Sd
     for (int c = 0; c < C; c++) {
         ring[c][k % kRing] = c < slice.count ? grad_image[p * in.channels + slice.first + c] : 0.0f;
     }
-    ring[C][k % kRing] = slice.first == 0 ? grad_alpha[p] : 0.0f;
+    ring[C][k % kRing] = slice.first == 0 ? value_or_zero(grad_alpha, p) : 0.0f;
     return {scratch.checkpoints[2 * slot], scratch.totals[p] - scratch.checkpoints[2 * slot + 1]};
 }
 

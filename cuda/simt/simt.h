@@ -151,4 +151,4 @@ inline int __float_as_int(float x) {
 #define SD_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::simt::dynamic_shared_memory())
 
 #define SD_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-    ::simt::launch(#kernel, {grid, block, shared_bytes}, [=] { (kernel)(__VA_ARGS__); })
+    static_cast<void>(stream), ::simt::launch(#kernel, {grid, block, shared_bytes}, [&] { (kernel)(__VA_ARGS__); })

@@ -1,0 +1,395 @@
+"""Our CUDA kernels behind the op set: a ctypes binding of the launchers in cuda/gpu/launchers.h.
+
+`CudaKernels` has one method per op of `ops`, with the op's schema, on torch tensors: it allocates results and scratch
+with torch, passes plain pointers and the current stream, and never waits for the device, except in `bin`, whose result
+has a size that only the device knows. `register` offers the methods for CUDA tensors; the library is loaded when the
+first one arrives, so importing this module needs neither a GPU nor the library. The same class drives the emulated
+kernels (cuda/simt) on CPU tensors in the tests.
+
+Unlike the CPU kernels, these cull Gaussians with NaN or infinite numbers without an error (an error would cost a wait),
+and the order of atomic additions leaves the last bits of `raster_backward` open. All other results are reproducible.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from ctypes import byref, c_char_p, c_float, c_int, c_longlong, c_size_t, c_void_p
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scene_distill.core.conventions import TILE
+from scene_distill.core.errors import UserError
+from scene_distill.renderers.native import LIMITS, Limits
+
+_ANCHOR_SLOTS = 10
+
+
+def _pointers(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_void_p) for name in names.split()]
+
+
+def _integers(names: str) -> list[tuple[str, Any]]:
+    return [(name, c_int) for name in names.split()]
+
+
+class _WorldGaussians(ctypes.Structure):
+    _fields_ = [
+        *_pointers("means quats scales opacities cam_from_world intrinsics"),
+        *_integers("count width height antialiased"),
+        ("limits", Limits),
+    ]
+
+
+class _Projected(ctypes.Structure):
+    _fields_ = _pointers("means2d conics depths opacities extents")
+
+
+class _ProjectedGradients(ctypes.Structure):
+    _fields_ = _pointers("means2d conics depths opacities extents")
+
+
+class _WorldGradients(ctypes.Structure):
+    _fields_ = _pointers("means quats scales opacities camera partials")
+
+
+class _BinInputs(ctypes.Structure):
+    _fields_ = [
+        *_pointers("means2d conics opacities depths extents"),
+        *_integers("count width height"),
+        ("limits", Limits),
+    ]
+
+
+class _BinOrder(ctypes.Structure):
+    _fields_ = [*_pointers("keys sorted_keys indices order tiles offsets scratch"), ("scratch_bytes", c_size_t)]
+
+
+class _BinPairs(ctypes.Structure):
+    _fields_ = [
+        *_pointers("keys sorted_keys gaussians sorted_gaussians tile_offsets"),
+        ("count", c_int),
+        ("scratch", c_void_p),
+        ("scratch_bytes", c_size_t),
+    ]
+
+
+class _RasterInputs(ctypes.Structure):
+    _fields_ = [
+        *_pointers("means2d conics opacities features background tile_offsets pair_gaussian"),
+        *_integers("channels width height"),
+        ("limits", Limits),
+    ]
+
+
+class _RasterGradients(ctypes.Structure):
+    _fields_ = _pointers("means2d conics opacities features background")
+
+
+class _RasterScratch(ctypes.Structure):
+    _fields_ = [*_pointers("checkpoints bucket_tile totals background_partials"), ("pairs", c_int)]
+
+
+class _Images(ctypes.Structure):
+    _fields_ = [*_pointers("image target"), *_integers("width height")]
+
+
+class _Similarity(ctypes.Structure):
+    _fields_ = _pointers("partials means maps ssim_gradient")
+
+
+class _Adam(ctypes.Structure):
+    _fields_ = [
+        *_pointers("param grad exp_avg exp_avg_sq visible"),
+        ("count", c_longlong),
+        ("row_size", c_int),
+        *[(name, c_float) for name in ("lr", "beta1", "beta2", "eps")],
+        ("step", c_int),
+    ]
+
+
+class _Anchors(ctypes.Structure):
+    _fields_ = [
+        *_pointers("positions features offsets log_scales visible camera_center"),
+        ("weights", c_void_p * 12),
+        ("count", c_int),
+    ]
+
+
+class _Decoded(ctypes.Structure):
+    _fields_ = _pointers("means scales quats alphas colors")
+
+
+class _AnchorGradients(ctypes.Structure):
+    _fields_ = _pointers("positions features offsets log_scales weights partials")
+
+
+class _Slots(ctypes.Structure):
+    _fields_ = _pointers("scales quats alphas colors")
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _tile_count(width: int, height: int) -> int:
+    return -(-width // TILE) * -(-height // TILE)
+
+
+class _Arguments:
+    """Addresses of tensors for one launch; keeps contiguous copies alive until the launch has been queued."""
+
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+
+    def __call__(self, *tensors: Tensor | None) -> list[int | None]:
+        dense = [None if t is None else t.contiguous() for t in tensors]
+        self._kept += [t for t in dense if t is not None]
+        return [_address(t) for t in dense]
+
+
+class CudaKernels:
+    """The launchers of one compiled library as functions of torch tensors, one method per op schema of `ops`.
+
+    ``path``: `_scene_distill_cuda.so`, or the emulator's build of the same sources, which takes CPU tensors.
+    ``limits``: thresholds, by default those of core/conventions.py. A failed launch raises RuntimeError.
+    """
+
+    def __init__(self, path: Path, limits: Limits = LIMITS) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._library.sd_cuda_error_string.restype = c_char_p
+        self._library.sd_cuda_scratch_bytes.restype = c_size_t
+        self._limits = limits
+
+    def _launch(self, name: str, device: torch.device, *arguments: Any) -> None:
+        launcher = getattr(self._library, f"sd_cuda_{name}")
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                stream = c_void_p(torch.cuda.current_stream().cuda_stream)
+                error = self._library.sd_cuda_set_device(torch.cuda.current_device()) or launcher(*arguments, stream)
+        else:
+            error = launcher(*arguments, None)
+        if error:
+            raise RuntimeError(f"CUDA kernel {name}: {self._library.sd_cuda_error_string(error).decode()}")
+
+    def _count(self, name: str, *arguments: int) -> int:
+        return getattr(self._library, f"sd_cuda_{name}")(*arguments)
+
+    def _world(self, at: _Arguments, tensors: Sequence[Tensor], view: tuple[int, int, bool]) -> _WorldGaussians:
+        return _WorldGaussians(*at(*tensors), tensors[0].shape[0], *view, self._limits)
+
+    def project(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """means2d, conics, depths, opacities2d, extents; see `ops.project`."""
+        at, tensors, view = _Arguments(), inputs[:6], inputs[6:9]
+        new, count = tensors[0].new_empty, tensors[0].shape[0]
+        out = (new((count, 2)), new((count, 3)), new((count,)), new((count,)), new((count, 2)))
+        world = self._world(at, tensors, view)
+        self._launch("project", tensors[0].device, byref(world), byref(_Projected(*at(*out))))
+        return out
+
+    def project_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Gradients of the six tensors of `project`; the camera's are zero without the last input, camera_grad."""
+        at, tensors, view = _Arguments(), inputs[:6], inputs[6:9]
+        extents, *screen, camera_grad = inputs[9:]
+        new, count = tensors[0].new_empty, tensors[0].shape[0]
+        out = [new(tensor.shape) for tensor in tensors[:4]]
+        camera = new((16,)) if camera_grad else None
+        partials = new((max(self._count("project_blocks", count), 1), 16)) if camera_grad else None
+        world, given = self._world(at, tensors, view), _ProjectedGradients(*at(*screen, extents))
+        self._launch(
+            "project_backward",
+            tensors[0].device,
+            byref(world),
+            byref(given),
+            byref(_WorldGradients(*at(*out, camera, partials))),
+        )
+        pose, intrinsics = tensors[4].new_zeros((4, 4)), tensors[5].new_zeros((4,))
+        if camera is not None:
+            pose[:3], intrinsics = camera[:12].view(3, 4), camera[12:]
+        return *out, pose, intrinsics
+
+    def _scratch(self, count: int, like: Tensor) -> Tensor:
+        return like.new_empty((max(self._library.sd_cuda_scratch_bytes(count), 1),), dtype=torch.uint8)
+
+    def bin(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """tile_offsets [T + 1] and pair_gaussian [M], int32; see `ops.bin`. Waits for the device once, to learn M."""
+        at, screen, (width, height) = _Arguments(), inputs[:5], inputs[5:7]
+        count, device = screen[0].shape[0], screen[0].device
+
+        def new(*sizes: int) -> list[Tensor]:
+            return [torch.empty(size, dtype=torch.int32, device=device) for size in sizes]
+
+        (tile_offsets,) = new(_tile_count(width, height) + 1)
+        if count == 0:
+            return tile_offsets.zero_(), new(0)[0]
+        buffers = new(count, count, count, count, count + 1, count + 1)
+        scratch = self._scratch(count + 1, screen[0])
+        order = _BinOrder(*at(*buffers, scratch), scratch.numel())
+        given = _BinInputs(*at(*screen), count, width, height, self._limits)
+        self._launch("bin_count", device, byref(given), byref(order))
+        pairs = int(buffers[5][count])
+        lists = new(pairs, pairs, pairs, pairs)
+        pair_scratch = self._scratch(pairs, screen[0])
+        filled = _BinPairs(*at(*lists, tile_offsets), pairs, pair_scratch.data_ptr(), pair_scratch.numel())
+        self._launch("bin_fill", device, byref(given), byref(order), byref(filled))
+        return tile_offsets, lists[3]
+
+    def _raster_inputs(self, at: _Arguments, tensors: Sequence[Tensor], width: int, height: int) -> _RasterInputs:
+        return _RasterInputs(*at(*tensors), tensors[3].shape[1], width, height, self._limits)
+
+    def raster(self, *inputs: Any) -> tuple[Tensor, Tensor]:
+        """image [H, W, D] and alpha [H, W]; see `ops.raster`."""
+        at, tensors, (width, height) = _Arguments(), inputs[:7], inputs[7:9]
+        features = tensors[3]
+        image, alpha = features.new_empty((height, width, features.shape[1])), features.new_empty((height, width))
+        given = self._raster_inputs(at, tensors, width, height)
+        self._launch("raster", features.device, byref(given), *map(c_void_p, at(image, alpha)))
+        return image, alpha
+
+    def raster_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Gradients of means2d, conics, opacities2d, features and background; see `ops.raster`."""
+        at, tensors, (image, _, v_image, v_alpha) = _Arguments(), inputs[:7], inputs[7:]
+        height, width, channels = image.shape
+        pairs, tiles = tensors[6].numel(), _tile_count(width, height)
+        buckets, new = self._count("raster_buckets", pairs, tiles), image.new_empty
+        out = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in tensors[:4]] + [new((channels,))]
+        scratch = _RasterScratch(
+            *at(
+                new((buckets, TILE * TILE, 2)),
+                new((buckets,), dtype=torch.int32),
+                new((height, width)),
+                new((tiles, channels)),
+            ),
+            pairs,
+        )
+        given = self._raster_inputs(at, tensors, width, height)
+        self._launch(
+            "raster_backward", image.device, byref(given), *map(c_void_p, at(v_image, v_alpha)),
+            byref(_RasterGradients(*at(*out))), byref(scratch),
+        )  # fmt: skip
+        return tuple(out)
+
+    def l1_ssim(self, image: Tensor, target: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """l1 [], ssim [] and d ssim / d image ([H, W, 3], or empty without ``with_gradient``); see `ops.l1_ssim`."""
+        at, (height, width, _), new = _Arguments(), image.shape, image.new_empty
+        means, partials = new((2,)), new((self._count("similarity_blocks", width, height), 2))
+        gradient = new((height, width, 3) if with_gradient else (0,))
+        maps = new((9, height, width)) if with_gradient else None
+        out = _Similarity(*at(partials, means, maps, gradient if with_gradient else None))
+        self._launch("l1_ssim", image.device, byref(_Images(*at(image, target), width, height)), byref(out))
+        return means[0].clone(), means[1].clone(), gradient
+
+    def l1_ssim_backward(
+        self, image: Tensor, target: Tensor, ssim_gradient: Tensor, v_l1: Tensor, v_ssim: Tensor
+    ) -> Tensor:
+        """Gradient [H, W, 3] of v_l1 * l1 + v_ssim * ssim with respect to the image."""
+        at, (height, width, _), out = _Arguments(), image.shape, image.new_empty(image.shape)
+        images = _Images(*at(image, target), width, height)
+        self._launch(
+            "l1_ssim_backward", image.device, byref(images), *map(c_void_p, at(ssim_gradient, v_l1, v_ssim, out))
+        )
+        return out
+
+    def adam_(self, *inputs: Any) -> None:
+        """One Adam step in place; see `ops.adam_`."""
+        at, (param, grad, exp_avg, exp_avg_sq, *rates, step, visible) = _Arguments(), inputs
+        rows = param.shape[0] if param.dim() else 1
+        pointers = at(param, grad, exp_avg, exp_avg_sq, visible)
+        step_ = _Adam(*pointers, param.numel(), param.numel() // max(rows, 1), *rates, step)
+        self._launch("adam", param.device, byref(step_))
+
+    def _anchors(self, at: _Arguments, inputs: Sequence[Any]) -> _Anchors:
+        weights = (c_void_p * 12)(*at(*inputs[6]))
+        return _Anchors(*at(*inputs[:6]), weights, inputs[4].numel())
+
+    def decode_anchors(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """means, scales, quats, alphas, colors of the V * 10 slots; see `ops.decode_anchors`."""
+        at, new, slots = _Arguments(), inputs[0].new_empty, inputs[4].numel() * _ANCHOR_SLOTS
+        out = tuple(new(shape) for shape in ((slots, 3), (slots, 3), (slots, 4), (slots,), (slots, 3)))
+        self._launch("decode_anchors", inputs[0].device, byref(self._anchors(at, inputs)), byref(_Decoded(*at(*out))))
+        return out
+
+    def decode_anchors_backward(self, *inputs: Any) -> list[Tensor]:
+        """Gradients of the four anchor tensors, then of the twelve weights (views of one buffer)."""
+        at, weights, grads = _Arguments(), inputs[6], inputs[7]
+        out = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs[:4]]
+        size, blocks = self._count("decoder_size"), self._count("decode_blocks", inputs[4].numel())
+        packed, partials = inputs[0].new_empty((size,)), inputs[0].new_empty((max(blocks, 1), size))
+        self._launch(
+            "decode_anchors_backward", inputs[0].device, byref(self._anchors(at, inputs)), byref(_Decoded(*at(*grads))),
+            byref(_AnchorGradients(*at(*out, packed, partials))),
+        )  # fmt: skip
+        parts = packed.split([weight.numel() for weight in weights])
+        return [*out, *(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))]
+
+    def _consistency_sums(
+        self, at: _Arguments, student: _Slots, teacher: _Slots, like: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        count, new = like.shape[0], like.new_empty
+        partials, sums, loss = new((max(self._count("consistency_blocks", count), 1), 5)), new((5,)), new(())
+        self._launch(
+            "momentum_consistency",
+            like.device,
+            byref(student),
+            byref(teacher),
+            count,
+            *map(c_void_p, at(partials, sums, loss)),
+        )
+        return loss, sums
+
+    def momentum_consistency(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """The scalar L_c of Momentum-GS; see `ops.momentum_consistency`."""
+        at = _Arguments()
+        return self._consistency_sums(at, _Slots(*at(*student)), _Slots(*at(*teacher)), student[2])[0]
+
+    def momentum_consistency_backward(
+        self, student: list[Tensor], teacher: list[Tensor], v_loss: Tensor
+    ) -> list[Tensor]:
+        """Gradients of the four tensors of the student, then of the teacher."""
+        at, alphas = _Arguments(), student[2]
+        mine, others = _Slots(*at(*student)), _Slots(*at(*teacher))
+        _, sums = self._consistency_sums(at, mine, others, alphas)
+        out = [t.new_empty(t.shape) for t in (*student, *teacher)]
+        self._launch(
+            "momentum_consistency_backward", alphas.device, byref(mine), byref(others), alphas.shape[0],
+            *map(c_void_p, at(sums, v_loss)), byref(_Slots(*at(*out[:4]))), byref(_Slots(*at(*out[4:]))),
+        )  # fmt: skip
+        return out
+
+
+def library_path() -> Path:
+    """Where the compiled kernels lie: beside this file. Raises `UserError` when the package was built without nvcc."""
+    path = Path(__file__).with_name("_scene_distill_cuda.so")
+    if not path.exists():
+        raise UserError(
+            f"tensors are on a GPU but the CUDA kernels {path} are missing; reinstall scene-distill "
+            "(pip install .) where nvcc is on PATH, or keep the tensors on the CPU"
+        )
+    return path
+
+
+@functools.cache
+def load() -> CudaKernels:
+    """The compiled kernels with the thresholds of core/conventions.py."""
+    return CudaKernels(library_path())
+
+
+OPS = (
+    "project", "project_backward", "bin", "raster", "raster_backward", "l1_ssim", "l1_ssim_backward", "adam_",
+    "decode_anchors", "decode_anchors_backward", "momentum_consistency", "momentum_consistency_backward",
+)  # fmt: skip
+"""Schemas of `ops` that have a CUDA kernel: all of them."""
+
+
+def register(library: torch.library.Library) -> None:
+    """Offer the kernels for CUDA tensors under the schemas that ``library`` defines; loads nothing yet."""
+    for name in OPS:
+        library.impl(name, functools.partial(_run, name), "CUDA")
+
+
+def _run(name: str, *inputs: Any) -> Any:
+    return getattr(load(), name)(*inputs)

@@ -1,0 +1,109 @@
+"""Rasterizer kernels against the float64 oracle: forward, per-splat backward, any number of channels."""
+
+import pytest
+import torch
+from cuda_emulator import NO_THRESHOLDS, SEEDS, kernels
+
+from scene_distill.renderers import native, reference
+
+
+def splats(count, size, channels, seed, sigma=(0.7, 6.0)):
+    """Random splats with their depth-sorted tile lists, and a background."""
+    g = torch.Generator().manual_seed(seed)
+    means2d = torch.rand(count, 2, generator=g) * (torch.tensor(size) + 12.0) - 6.0
+    low, high = sigma
+    s = low + (high - low) * torch.rand(count, 2, generator=g)
+    rho = torch.rand(count, generator=g) * 1.8 - 0.9
+    a, c = s[:, 0] ** 2 + 0.3, s[:, 1] ** 2 + 0.3
+    b = rho * s[:, 0] * s[:, 1]
+    conics = torch.stack([c, -b, a], -1) / (a * c - b * b)[:, None]
+    opacities = torch.rand(count, generator=g)
+    opacities[::7] = 0.0
+    opacities[::11] = 1.0
+    features = torch.randn(count, channels, generator=g)
+    depths = torch.rand(count, generator=g) + 1
+    extents = torch.where(opacities[:, None] > 0, torch.ones(count, 2), torch.zeros(count, 2))
+    exact = tuple(t.double() for t in (means2d, conics, opacities))
+    offsets, pairs = reference.bin(exact, depths, extents, size, reference.Limits(alpha_min=1e-6))
+    return means2d, conics, opacities, features, torch.rand(channels, generator=g), offsets, pairs
+
+
+def exact_limits(limits):
+    return reference.Limits(**{name: getattr(limits, name) for name, _ in native.Limits._fields_})
+
+
+def check(device, seed, size, tensors, limits=native.LIMITS, tolerance=2e-5):
+    exact = [t.double().requires_grad_(True) for t in tensors[:5]]
+    image, alpha = reference.raster(tuple(exact[:3]), exact[3], exact[4], tensors[5:], size, exact_limits(limits))
+    here, ops = [t.to(device) for t in tensors], kernels(device, seed, limits)
+    found = ops.raster(*here, *size)
+    for got, want in zip(found, (image, alpha), strict=True):
+        assert torch.allclose(got.cpu().double(), want.detach(), atol=tolerance)
+
+    g = torch.Generator().manual_seed(seed)
+    grads = [torch.randn(t.shape, generator=g) for t in found]
+    torch.autograd.backward([image, alpha], [grad.double() for grad in grads])
+    back = ops.raster_backward(*here, *found, *(grad.to(device) for grad in grads))
+    for got, want in zip(back, exact, strict=True):
+        scale = max(float(want.grad.abs().max()), 1e-3)
+        assert torch.allclose(got.cpu().double(), want.grad, rtol=1e-3, atol=4e-5 * scale)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("limits", [native.LIMITS, NO_THRESHOLDS], ids=["thresholds", "none"])
+def test_rgb(device, seed, limits):
+    size = (41, 35)
+    check(device, seed, size, splats(100, size, 3, seed), limits)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 7, 16, 33])
+def test_any_number_of_channels(device, channels):
+    size = (20, 18)
+    check(device, 1, size, splats(45, size, channels, channels))
+
+
+def test_long_lists_saturate(device):
+    """One tile, 200 wide splats: several batches, seven buckets, pixels that finish early, clamped contributions."""
+    size = (16, 16)
+    means2d, conics, opacities, *rest = splats(200, size, 3, 5, sigma=(2.0, 9.0))
+    opacities = opacities.clamp(min=0.3)
+    opacities[::13] = 1.0
+    check(device, 2, size, (means2d, conics, opacities, *rest))
+
+
+def test_tiny_splats_reach_only_their_rows(device):
+    size = (33, 17)
+    check(device, 1, size, splats(80, size, 3, 6, sigma=(0.05, 0.4)))
+
+
+def test_needles_are_not_culled(device):
+    """Conics whose determinant has few correct digits in float32 fall back to the whole tile."""
+    size = (32, 32)
+    tensors = list(splats(12, size, 3, 7))
+    angle = torch.linspace(0, 3, 12)
+    long, thin = 400.0, 0.31
+    cos, sin = angle.cos(), angle.sin()
+    a, b, c = cos**2 / long + sin**2 / thin, cos * sin * (1 / long - 1 / thin), sin**2 / long + cos**2 / thin
+    tensors[1] = torch.stack([a, b, c], -1)
+    exact = tuple(t.double() for t in tensors[:3])
+    tensors[5:] = reference.bin(exact, torch.arange(12.0), torch.ones(12, 2), size)
+    check(device, 1, size, tuple(tensors), tolerance=1e-4)
+
+
+def test_nothing_to_draw(device):
+    size = (17, 5)
+    means2d, conics, opacities, features, background, *_ = (t.to(device) for t in splats(5, size, 3, 1))
+    empty = [torch.zeros(3, dtype=torch.int32, device=device), torch.zeros(0, dtype=torch.int32, device=device)]
+    ops = kernels(device, 1)
+    image, alpha = ops.raster(means2d, conics, opacities, features, background, *empty, *size)
+    assert torch.equal(image, background.expand(5, 17, 3)) and not alpha.any()
+    ones = torch.ones_like(image)
+    back = ops.raster_backward(means2d, conics, opacities, features, background, *empty, image, alpha, ones, None)
+    assert not any(t.any() for t in back[:4]) and torch.allclose(back[4], torch.full_like(back[4], 85.0))
+
+
+def test_thread_order_changes_no_pixel(device):
+    size = (30, 20)
+    tensors = [t.to(device) for t in splats(60, size, 3, 9)]
+    images = [kernels(device, seed).raster(*tensors, *size)[0] for seed in (-1, 1, 2, 3)]
+    assert all(torch.equal(image, images[0]) for image in images)
