@@ -100,7 +100,7 @@ class Diagnosis:
             found.append(f"points are seen by {self.views_per_point:.0f} photos only: take more that overlap")
         return found + list(self.notes)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything as JSON values, the problems included."""
         return {**asdict(self), "problems": self.problems()}
 

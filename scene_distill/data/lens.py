@@ -9,6 +9,7 @@ import numpy as np
 from scene_distill.core.cameras import Camera
 
 _NEWTON_STEPS = 20
+_FOLD_SAMPLES = 17
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,27 @@ class Lens:
                 break
         return rays
 
+    def folds(self, rays: np.ndarray) -> np.ndarray:
+        """[...] bool: whether the distortion turns back on itself between the optical axis and rays [..., 2].
+
+        Beyond such a fold another ray lands on the same pixel, and the polynomial no longer describes a lens.
+        """
+        way = rays[..., None, :] * np.linspace(0.0, 1.0, _FOLD_SAMPLES)[:, None]
+        uu, vv, uv = self._jacobian(way)
+        return ((uu * vv - uv * uv <= 0) | (uu + vv <= 0)).any(-1)
+
     def _newton_step(self, rays: np.ndarray, error: np.ndarray) -> np.ndarray:
-        """The inverse of the symmetric 2x2 Jacobian of `distorted` at rays [..., 2], times error [..., 2]."""
+        """The inverse of the Jacobian of `distorted` at rays [..., 2], times error [..., 2]."""
+        uu, vv, uv = self._jacobian(rays)
+        rows = [vv * error[..., 0] - uv * error[..., 1], uu * error[..., 1] - uv * error[..., 0]]
+        return np.stack(rows, -1) / (uu * vv - uv * uv)[..., None]
+
+    def _jacobian(self, rays: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """du'/du, dv'/dv and du'/dv = dv'/du [...] at rays [..., 2]; the matrix is symmetric."""
         u, v = rays[..., 0], rays[..., 1]
         r2 = u * u + v * v
         radial = 1 + self.k1 * r2 + self.k2 * r2 * r2
         slope = 2 * self.k1 + 4 * self.k2 * r2
         uu = radial + slope * u * u + 2 * self.p1 * v + 6 * self.p2 * u
         vv = radial + slope * v * v + 2 * self.p2 * u + 6 * self.p1 * v
-        uv = slope * u * v + 2 * self.p1 * u + 2 * self.p2 * v
-        rows = [vv * error[..., 0] - uv * error[..., 1], uu * error[..., 1] - uv * error[..., 0]]
-        return np.stack(rows, -1) / (uu * vv - uv * uv)[..., None]
+        return uu, vv, slope * u * v + 2 * self.p1 * u + 2 * self.p2 * v

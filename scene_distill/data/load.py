@@ -55,18 +55,17 @@ def load_scene(
     skipped = {**skipped, **faults}
     _refuse_if_hopeless(root, frames, held_out, skipped)
     points, colors, rows, dropped = _finite_points(root, found)
-    seen_from = "tracks" if found.photos[0].seen is not None else "projection"
+    tracked = any(photo.seen is not None and len(photo.seen) for photo in found.photos)
+    seen_from = "tracks" if tracked else "projection"
     frames = [replace(frame, seen=_seen(frame, seen_from, points, rows)) for frame in frames]
     metadata = {"unit": "unknown", **found.metadata, **noted, **_scene_info(folder)}
-    known_up = metadata.pop("up", None)
-    up, up_from = (
-        (np.asarray(known_up, float), "metadata")
-        if known_up is not None
-        else up_axis([frame.camera for frame in frames], points)
-    )
+    up, up_from = metadata.pop("up", None), "metadata"
+    if up is None:
+        up, up_from = up_axis([frame.camera for frame in frames], points)
     metadata |= {"test_from": split, "seen_from": seen_from, "up_from": up_from, "points_dropped": dropped}
+    metadata["photos_without_pose"] = sorted(set(found.without_pose) - set(skipped))
     test = frozenset(frame.name for frame in frames if frame.name in held_out)
-    return Scene(root, tuple(frames), points, colors, test, up, metadata, dict(sorted(skipped.items())))
+    return Scene(root, tuple(frames), points, colors, test, np.asarray(up), metadata, dict(sorted(skipped.items())))
 
 
 def _read(root: Path, tell: Progress) -> tuple[PosedSet, dict[str, str]]:
@@ -109,9 +108,9 @@ def _read_colmap(model_folder: Path, folder: Path, shrink: int) -> PosedSet:
             )
         )
     kind = "binary" if colmap.model_kind(model_folder) == "bin" else "text"
+    without_pose = [path.name for path in list_photos(folder) if path.name not in names]
     metadata: dict[str, object] = {"source": f"COLMAP {kind} model"}
-    metadata["photos_without_pose"] = [p.name for p in list_photos(folder) if p.name not in names]
-    return PosedSet(found, model.points.xyz, model.points.colors, None, metadata)
+    return PosedSet(found, model.points.xyz, model.points.colors, None, metadata, without_pose)
 
 
 def _photo_folder(root: Path) -> tuple[Path, int]:
@@ -240,9 +239,10 @@ def _seen(frame: Frame, seen_from: str, points: np.ndarray, rows: np.ndarray) ->
 
 
 def _scene_info(folder: Path) -> dict[str, object]:
-    """unit, up and origin_lat_lon_alt from a scene_info.json, where there is one.
+    """unit, up and origin (lat, lon, alt) from a scene_info.json, where there is one.
 
-    Its own keys ``unit`` and ``up`` win; else ``frame`` in words is understood: 'metres' and 'z up'.
+    Its own keys ``unit`` and ``up`` win; else ``frame`` in words is understood: 'metres' and 'z up'. The origin is its
+    ``origin_lat_lon_alt``.
     """
     path = folder / "scene_info.json"
     if not path.is_file():
@@ -259,7 +259,7 @@ def _scene_info(folder: Path) -> dict[str, object]:
         elif axis:
             info["up"] = np.eye(3)["xyz".index(axis[1])]
         if "origin_lat_lon_alt" in content:
-            info["origin_lat_lon_alt"] = [float(value) for value in content["origin_lat_lon_alt"]]
+            info["origin"] = [float(value) for value in content["origin_lat_lon_alt"]]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not a readable scene_info.json ({error}); correct or remove it") from error
     return info

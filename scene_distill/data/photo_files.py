@@ -66,5 +66,5 @@ def _ends_well(path: Path, kind: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).split("\n")[0]
-    return "not an image" if "cannot identify" in text else text.split(" '/")[0]
+    text = getattr(error, "strerror", None) or str(error).split("\n")[0]
+    return "not an image" if "cannot identify" in text else text

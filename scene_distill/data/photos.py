@@ -76,16 +76,19 @@ def reconstruct(folder: Path, cache: Path, progress: Progress) -> Reconstruction
         with _quiet(pycolmap):
             linked_sizes = {link: sizes[name] for link, name in originals.items()}
             _extract(pycolmap, links, work / "database.db", linked_sizes, progress)
-            _match(pycolmap, links, work, list(originals), progress)
-            best = _map(pycolmap, links, work, len(originals), progress)
+            read = _known_cameras(pycolmap, work / "database.db", linked_sizes)[1]
+            _match(pycolmap, links, work, [link for link in originals if link in read], progress)
+            best = _map(pycolmap, links, work, len(read), progress)
         metadata = _align(pycolmap, best, links)
         for image in best.images.values():
             image.name = originals[image.name]
+        unread = {name: "pycolmap cannot decode it" for link, name in originals.items() if link not in read}
         shutil.rmtree(model, ignore_errors=True)
         model.mkdir()
         best.write_binary(model)
-        write_json(told, metadata)
-    return Reconstruction(model, skipped, read_json(told))
+        write_json(told, {"metadata": metadata, "unread": unread})
+    made = read_json(told)
+    return Reconstruction(model, {**skipped, **made["unread"]}, made["metadata"])
 
 
 def _usable_photos(folder: Path, progress: Progress) -> tuple[dict[str, tuple[int, int]], dict[str, str]]:
@@ -234,7 +237,7 @@ def _align(pycolmap: Any, model: Any, folder: Path) -> dict[str, object]:
         return {"unit": "unknown", "gps_unused": f"positions are {np.median(residuals):.0f} m off the cameras"}
     model.transform(pycolmap.Sim3d(scale, pycolmap.Rotation3d(rotation), translation))
     residual_m = round(float(np.median(residuals)), 3)
-    return {"unit": "metre", "up": [0.0, 0.0, 1.0], "origin_lat_lon_alt": origin.tolist(), "gps_residual_m": residual_m}
+    return {"unit": "metre", "up": [0.0, 0.0, 1.0], "origin": origin.tolist(), "gps_residual_m": residual_m}
 
 
 def _gps_enu(folder: Path, names: list[str]) -> tuple[dict[str, np.ndarray], np.ndarray] | None:

@@ -33,10 +33,14 @@ class PosedPhoto:
 
 @dataclass(frozen=True, eq=False)
 class PosedSet:
-    """Photos and points as a reader found them: points [P, 3] float64, colors [P, 3] uint8; ``test`` if it splits."""
+    """Photos and points as a reader found them: points [P, 3] float64, colors [P, 3] uint8.
+
+    ``test`` names the held-out photos when the format splits; ``without_pose`` photos that lie there and have no pose.
+    """
 
     photos: list[PosedPhoto]
     points: np.ndarray
     colors: np.ndarray
     test: frozenset[str] | None = None
     metadata: dict[str, object] = field(default_factory=dict)
+    without_pose: list[str] = field(default_factory=list)

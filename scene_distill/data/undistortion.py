@@ -7,7 +7,7 @@ around the principal point in which every pixel comes from inside the photo (COL
 from __future__ import annotations
 
 import hashlib
-import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,31 +25,60 @@ _JPEG_QUALITY = 95
 _LARGEST_GROWTH = 2.0
 """The pinhole image is at most this many times wider or higher than the photo."""
 
+_LEAST_KEPT = 0.33
+
 
 def pinhole_of(lens: Lens) -> Lens:
-    """The pinhole that replaces ``lens``; raises `UserError` when the distortion folds the image over itself."""
+    """The pinhole that replaces ``lens``.
+
+    Where the distortion polynomial folds the corners over, as it does when it was fitted without features there, the
+    rectangle is made smaller until it is free of folds. Raises `UserError` when less than a third of its sides remains.
+    """
+    focal, center = np.array([lens.fx, lens.fy]), np.array([lens.cx, lens.cy])
+    size = np.array([lens.width, lens.height])
+    low = np.maximum(_inner_bounds(lens, np.array([0.0, 0.0]), np.max), -_LARGEST_GROWTH * center)
+    high = np.minimum(_inner_bounds(lens, size, np.min), _LARGEST_GROWTH * (size - center))
+    border = _unit_border()
+    for kept in np.linspace(1.0, _LEAST_KEPT, 40):
+        if not lens.folds((low + border * (high - low)) * kept / focal).any():
+            break
+    else:
+        raise UserError(f"the lens {lens} cannot be undistorted: it folds the photo over; calibrate it again")
+    width, height = np.floor((high - low) * kept).astype(int).tolist()
+    if min(width, height) < 1:
+        raise UserError(f"the lens {lens} leaves no pixel after undistortion; calibrate it again")
+    return Lens(width, height, lens.fx, lens.fy, *(-low * kept).tolist())
+
+
+def _inner_bounds(lens: Lens, sides: np.ndarray, innermost: Callable[[np.ndarray], float]) -> np.ndarray:
+    """Offsets [2] in pixels from the principal point to the innermost ray of the sides x = sides[0] and y = sides[1].
+
+    Border pixels that no ray reaches lie beyond a fold, farther out than any other; when that is all of them the photo's
+    own side is taken.
+    """
     along = np.linspace(0.0, 1.0, _BORDER_SAMPLES)
-    zeros, ones = np.zeros_like(along), np.ones_like(along)
-    sides = []
-    for xs, ys in ((zeros, along), (ones, along), (along, zeros), (along, ones)):
-        pixels = np.stack([xs * lens.width, ys * lens.height], -1)
-        points = (pixels - [lens.cx, lens.cy]) / [lens.fx, lens.fy]
+    focal, center = np.array([lens.fx, lens.fy]), np.array([lens.cx, lens.cy])
+    bounds = []
+    for axis, other in ((0, 1), (1, 0)):
+        pixels = np.empty((_BORDER_SAMPLES, 2))
+        pixels[:, axis], pixels[:, other] = sides[axis], along * (lens.width, lens.height)[other]
+        points = (pixels - center) / focal
         with np.errstate(all="ignore"):
             rays = lens.undistorted(points)
-        if not np.isfinite(rays).all() or np.abs(lens.distorted(rays) - points).max() > 1e-6:
-            raise UserError(
-                f"the lens {lens} cannot be undistorted: its coefficients fold the image border over; "
-                "calibrate it again or crop the photos"
-            )
-        sides.append(rays * [lens.fx, lens.fy])
-    left, right = sides[0][:, 0].max(), sides[1][:, 0].min()
-    top, bottom = sides[2][:, 1].max(), sides[3][:, 1].min()
-    left, right = max(left, -_LARGEST_GROWTH * lens.cx), min(right, _LARGEST_GROWTH * (lens.width - lens.cx))
-    top, bottom = max(top, -_LARGEST_GROWTH * lens.cy), min(bottom, _LARGEST_GROWTH * (lens.height - lens.cy))
-    width, height = math.floor(right - left), math.floor(bottom - top)
-    if width < 1 or height < 1:
-        raise UserError(f"the lens {lens} leaves no pixel after undistortion; calibrate it again")
-    return Lens(width, height, lens.fx, lens.fy, float(-left), float(-top))
+            reached = np.isfinite(rays).all(1) & (np.abs(lens.distorted(rays) - points).max(1) < 1e-6)
+            reached[reached] = ~lens.folds(rays[reached])
+        photo_side = float(sides[axis] - center[axis])
+        bounds.append(innermost(rays[reached, axis]) * focal[axis] if reached.any() else photo_side)
+    return np.array(bounds)
+
+
+def _unit_border() -> np.ndarray:
+    """Points [4 * 50, 2] along the border of the unit square."""
+    along = np.linspace(0.0, 1.0, 50)
+    zeros, ones = np.zeros_like(along), np.ones_like(along)
+    return np.concatenate(
+        [np.stack(side, 1) for side in ((zeros, along), (ones, along), (along, zeros), (along, ones))]
+    )
 
 
 def undistorted_path(path: Path, lens: Lens, cache: Path) -> Path:

@@ -4,7 +4,7 @@
    to all of them (the smallest eigenvector of their second moment), pointing against the image rows on average. This
    works for rings, streets, oblique flights and nadir flights that turn, and is used when the headings vary enough.
 2. Cameras that share one heading leave a plane of candidates. When they also look along the normal of the plane they
-   lie in (or of the ground points, where they fly one line), over ground wider than a quarter of the flying height, it
+   lie in (or of the ground points, where they fly one line), over ground wider than a third of the flying height, it
    is a nadir flight and up is that normal, which is also sharper where 1 applies and agrees. A camera moved across a
    facade looks the same to this test.
 3. Else up is the mean of the cameras' own up axes (-y).
@@ -21,6 +21,9 @@ _HEADINGS_MIN = 0.05
 
 _FLAT = 0.3
 """Largest thickness of a plane in units of its narrower side (standard deviations)."""
+
+_WIDE = 0.1
+"""Least standard deviation of the narrower side in flying heights: a uniform strip of a third of the height."""
 
 _ALONG = 0.94
 """Cosine of 20 degrees: two directions count as parallel."""
@@ -58,7 +61,7 @@ def _nadir_normal(cameras: list[Camera], points: np.ndarray, mean_forward: np.nd
     height = float(np.median((ground - centers.mean(0)) @ view))
     for cloud in (centers, ground):
         spread, axes = _principal_axes(cloud)
-        wide = spread[1] > 0.25 * height > 0
+        wide = spread[1] > _WIDE * height > 0
         if wide and spread[0] < _FLAT * spread[1] and abs(axes[:, 0] @ view) > _ALONG:
             return -axes[:, 0] * np.sign(axes[:, 0] @ view)
     return None

@@ -29,7 +29,7 @@ def test_facts_of_a_small_scene(tmp_path):
     assert found.spacing_px == pytest.approx(0.25 / np.median(depths))
     assert found.views_per_point == 3 and found.problems() == [HOLES.format(f"{found.image_coverage:.0%}")]
     assert found.extent_cameras == pytest.approx((9.510565, 10.0, 0.0), abs=1e-6)
-    assert json.loads(json.dumps(found.as_json()))["up"] == pytest.approx([0, 0, 1])
+    assert json.loads(json.dumps(found.to_dict()))["up"] == pytest.approx([0, 0, 1])
     assert any("50, 0.25 units apart" in line for line in found.lines())
 
 

@@ -120,6 +120,17 @@ def test_the_budget_is_never_exceeded(tmp_path, budget, asked):
             assert 0 <= cache.kept_bytes <= max(budget, 0)
 
 
+def test_a_lowered_budget_drops_photos(frames, decoded):
+    with ImageCache(frames, 20, 6 * ITEM) as cache:
+        for frame in frames:
+            cache.get(frame)
+        cache.limit(2 * ITEM)
+        assert cache.kept_bytes == 2 * ITEM
+        cache.get(frames[5])
+        cache.get(frames[0])
+        assert decoded[6:] == ["0.png"]
+
+
 def test_a_budget_below_one_photo_still_works(frames, decoded):
     with ImageCache(frames, 20, ITEM - 1) as cache:
         cache.prefetch(frames)

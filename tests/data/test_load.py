@@ -66,7 +66,7 @@ def test_scene_info_tells_up_unit_and_origin(tmp_path):
     (tmp_path / "scene_info.json").write_text(json.dumps(info))
     scene = load_scene(tiny.root)
     assert scene.up.tolist() == [0, 0, 1] and scene.metadata["unit"] == "metre"
-    assert scene.metadata["origin_lat_lon_alt"] == [28.0, -82.0, 3.0]
+    assert scene.metadata["origin"] == [28.0, -82.0, 3.0]
     (tmp_path / "scene_info.json").write_text(json.dumps({"up": [0, -2, 0], "unit": "foot"}))
     scene = load_scene(tiny.root)
     assert scene.up.tolist() == [0, -1, 0] and scene.metadata["unit"] == "foot"
@@ -200,6 +200,20 @@ def test_notes_on_alpha_orientation_and_photos_without_pose(tmp_path):
     assert scene.metadata["exif_orientation_ignored"] == 1
     assert scene.metadata["photos_without_pose"] == ["photo_01.jpg"]
     assert len(scene.frames) == 10
+
+
+def test_a_model_without_tracks_sees_by_projection(tmp_path):
+    tiny = make_scene(tmp_path)
+    cloud = tiny.model.points
+    tiny.model = replace(tiny.model, points=ColmapPoints.without_tracks(cloud.xyz, cloud.colors))
+    for index in range(10):
+        tiny.change_image(index, points2d=np.zeros((0, 2)), point_ids=np.zeros(0, np.int64))
+    scene = load_scene(tiny.save())
+    assert scene.metadata["seen_from"] == "projection"
+    for frame in scene.frames:
+        pixels, depth = frame.camera.project(scene.points)
+        assert len(frame.seen) > 20 and (depth[frame.seen] > 0).all()
+        assert ((pixels[frame.seen] >= 0) & (pixels[frame.seen] <= SIZE)).all()
 
 
 def test_progress_is_told(tmp_path):

@@ -56,7 +56,7 @@ def test_a_folder_of_photos_becomes_a_metric_scene(photos, monkeypatch):
     assert [frame.name for frame in scene.frames][3:5] == ["p03.jpg", "p04 (1).jpg"] and len(scene.frames) == 9
     assert list(scene.skipped) == ["p99.jpg"] and "not an image" in scene.skipped["p99.jpg"]
     assert scene.metadata["unit"] == "metre" and scene.up.tolist() == [0, 0, 1]
-    np.testing.assert_allclose(scene.metadata["origin_lat_lon_alt"][:2], [28, 82], atol=1e-4)
+    np.testing.assert_allclose(scene.metadata["origin"][:2], [28, 82], atol=1e-4)
     _assert_cameras_are_where_they_were(scene)
     assert all(len(frame.seen) > 50 for frame in scene.frames) and len(scene.points) > 300
 

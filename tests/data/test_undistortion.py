@@ -54,6 +54,7 @@ def test_every_pixel_of_the_pinhole_comes_from_inside_the_photo(lens):
     v = (np.array([0.5, pinhole.height / 2, pinhole.height - 0.5]) - pinhole.cy) / pinhole.fy
     pixels = lens.distorted(np.stack(np.meshgrid(u, v), -1)) * [lens.fx, lens.fy] + [lens.cx, lens.cy]
     assert (pixels >= -0.2).all() and (pixels <= np.array([lens.width, lens.height]) + 0.2).all()
+    assert not lens.folds(np.stack(np.meshgrid(u, v), -1)).any()
 
 
 def test_the_pinhole_is_as_large_as_pycolmaps():
@@ -109,9 +110,19 @@ def test_work_that_was_stopped_goes_on_and_changes_are_seen(tmp_path):
     assert len(list(cache.iterdir())) == 11
 
 
+@pytest.mark.parametrize("k1", [-0.2, -0.24])
+def test_folded_corners_are_cropped(k1):
+    """r (1 + k1 r^2) never reaches the photo's corners at r' = 1; with -0.24 not even its sides at 0.8."""
+    lens = Lens(160, 120, 100, 100, 80, 60, k1=k1)
+    pinhole = pinhole_of(lens)
+    corners = np.array([[pinhole.width - pinhole.cx, pinhole.height - pinhole.cy], [-pinhole.cx, -pinhole.cy]]) / 100
+    assert not lens.folds(corners).any() and lens.folds(corners * 1.1).any()
+    assert pinhole.width > 140 and pinhole.height > 100
+
+
 def test_lenses_that_fold_are_refused():
     with pytest.raises(UserError, match="cannot be undistorted"):
-        pinhole_of(Lens(160, 120, 80, 80, 80, 60, k1=-0.9))
+        pinhole_of(Lens(160, 120, 80, 80, 80, 60, k1=-5.0))
 
 
 def test_a_cache_that_cannot_be_made_is_told(tmp_path):
