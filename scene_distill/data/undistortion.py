@@ -53,8 +53,8 @@ def pinhole_of(lens: Lens) -> Lens:
 def _inner_bounds(lens: Lens, sides: np.ndarray, innermost: Callable[[np.ndarray], float]) -> np.ndarray:
     """Offsets [2] in pixels from the principal point to the innermost ray of the sides x = sides[0] and y = sides[1].
 
-    Border pixels that no ray reaches lie beyond a fold, farther out than any other; when that is all of them the photo's
-    own side is taken.
+    Border pixels that no ray reaches lie beyond a fold, farther out than any other; when that is all of them the
+    photo's own side is taken.
     """
     along = np.linspace(0.0, 1.0, _BORDER_SAMPLES)
     focal, center = np.array([lens.fx, lens.fy]), np.array([lens.cx, lens.cy])
