@@ -116,7 +116,17 @@ typedef struct sd_slots {
     /* rows x row_size parameters; visible [rows] uint8 or NULL: rows with 0 keep parameter and moments. */                 \
     SD_EXPORT void sd_adam_##isa(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t rows,          \
                                  int64_t row_size, const uint8_t* visible, float lr, float beta1, float beta2, float eps,    \
-                                 int64_t step);
+                                 int64_t step);                                                                              \
+    SD_EXPORT void sd_decode_forward_##isa(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* slots);     \
+    /* v_slots: members may be NULL. Rows of visible anchors are written in v_positions .. v_log_scales, no others. */      \
+    SD_EXPORT void sd_decode_backward_##isa(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* v_slots,  \
+                                            float* v_positions, float* v_features, float* v_offsets, float* v_log_scales,    \
+                                            const sd_decoder_gradient* v_decoder);                                           \
+    /* means of the slots are not used. */                                                                                   \
+    SD_EXPORT float sd_consistency_forward_##isa(int64_t count, const sd_slots* student, const sd_slots* teacher);           \
+    /* members of v_teacher NULL: not wanted. */                                                                             \
+    SD_EXPORT void sd_consistency_backward_##isa(int64_t count, const sd_slots* student, const sd_slots* teacher,            \
+                                                 float v_loss, const sd_slots* v_student, const sd_slots* v_teacher);
 
 SD_DECLARE_BACKEND(avx512)
 SD_DECLARE_BACKEND(avx2)

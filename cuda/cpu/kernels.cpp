@@ -1,6 +1,8 @@
 // The C functions of bindings.h for one ISA; CMakeLists.txt compiles this file once per ISA with SD_ISA set to its name.
 #include "../bindings.h"
 #include "adam.h"
+#include "consistency.h"
+#include "decoder.h"
 #include "order.h"
 #include "project.h"
 #include "raster_backward.h"
@@ -64,5 +66,24 @@ void SD_NAME(sd_l1_ssim_backward)(const float* image, const float* target, const
 void SD_NAME(sd_adam)(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t rows, int64_t row_size,
                       const uint8_t* visible, float lr, float beta1, float beta2, float eps, int64_t step) {
     adam(param, grad, exp_avg, exp_avg_sq, rows, row_size, visible, AdamStep(lr, beta1, beta2, eps, step));
+}
+
+void SD_NAME(sd_decode_forward)(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* slots) {
+    decode_forward(*anchors, *decoder, *slots);
+}
+
+void SD_NAME(sd_decode_backward)(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* v_slots,
+                                 float* v_positions, float* v_features, float* v_offsets, float* v_log_scales,
+                                 const sd_decoder_gradient* v_decoder) {
+    decode_backward(*anchors, *decoder, *v_slots, {v_positions, v_features, v_offsets, v_log_scales}, *v_decoder);
+}
+
+float SD_NAME(sd_consistency_forward)(int64_t count, const sd_slots* student, const sd_slots* teacher) {
+    return consistency_forward(count, *student, *teacher);
+}
+
+void SD_NAME(sd_consistency_backward)(int64_t count, const sd_slots* student, const sd_slots* teacher, float v_loss,
+                                      const sd_slots* v_student, const sd_slots* v_teacher) {
+    consistency_backward(count, *student, *teacher, v_loss, *v_student, *v_teacher);
 }
 }

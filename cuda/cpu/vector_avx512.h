@@ -66,9 +66,26 @@ inline __m512i strides(int stride) {
 inline Floats load_strided(const float* p, int stride, int n) {
     return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), first_lanes(n).bits, strides(stride), p, 4);
 }
-inline void store_strided(float* p, int stride, Floats a, int n) {
-    _mm512_mask_i32scatter_ps(p, first_lanes(n).bits, strides(stride), a.v, 4);
+inline void store_strided(float* p, int stride, Floats a, int n) {  // scalar stores: scatters are slower on every processor so far
+    alignas(64) float lanes[kLanes];
+    _mm512_store_ps(lanes, a.v);
+    if (n == kLanes)
+        for (int i = 0; i < kLanes; ++i) p[i * stride] = lanes[i];
+    else
+        for (int i = 0; i < n; ++i) p[i * stride] = lanes[i];
 }
+
+struct Rows {  // rows ids[0 .. n) of arrays with `stride` columns
+    __m512i index;
+    __mmask16 lanes;
+    Rows(const int64_t* ids, int n, int stride) : lanes(first_lanes(n).bits) {
+        int32_t at[kLanes] = {};
+        for (int i = 0; i < n; ++i) at[i] = static_cast<int32_t>(ids[i] * stride);
+        index = _mm512_loadu_si512(at);
+    }
+    Floats load(const float* column) const { return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes, index, column, 4); }
+    void store(float* column, Floats a) const { _mm512_mask_i32scatter_ps(column, lanes, index, a.v, 4); }
+};
 
 inline Floats scale_by_power(Floats a, Floats whole) { return _mm512_scalef_ps(a.v, whole.v); }  // a 2^whole
 inline Floats exponent(Floats a) { return _mm512_getexp_ps(a.v); }

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.errors import UserError
-from scene_distill.renderers import native, reference
+from scene_distill.renderers import native, native_anchors, reference
+
+MAX_ANCHORS = 2**31 // 32
+"""Anchors that the kernels' 32-bit row offsets reach."""
 
 
 def uses_reference() -> bool:
@@ -83,26 +86,47 @@ def _adam(param, grad, exp_avg, exp_avg_sq, lr, beta1, beta2, eps, step, visible
 
 
 def _decode_anchors(positions, features, offsets, log_scales, visible, camera_center, weights):
-    return _fresh(reference.decode_anchors((positions, features, offsets, log_scales), visible, camera_center, weights))
+    anchors, weights = _contiguous(positions, features, offsets, log_scales), _contiguous(*weights)
+    visible, camera_center = _contiguous(visible, camera_center)
+    if uses_reference():
+        return _fresh(reference.decode_anchors(anchors, visible, camera_center, weights))
+    _check_rows(visible, positions.shape[0])
+    return native_anchors.decode_anchors(anchors, visible, camera_center, weights)
 
 
 def _decode_anchors_backward(positions, features, offsets, log_scales, visible, camera_center, weights, grads):
-    return list(
-        _pull_back(
-            lambda *t: reference.decode_anchors(t[:4], visible, camera_center, list(t[4:])),
-            (positions, features, offsets, log_scales, *weights),
-            grads,
+    anchors, weights = _contiguous(positions, features, offsets, log_scales), _contiguous(*weights)
+    visible, camera_center = _contiguous(visible, camera_center)
+    grads = _contiguous(*grads)
+    if uses_reference():
+        return list(
+            _pull_back(
+                lambda *t: reference.decode_anchors(t[:4], visible, camera_center, t[4:]), (*anchors, *weights), grads
+            )
         )
-    )
+    return native_anchors.decode_anchors_backward(anchors, visible, camera_center, weights, grads)
+
+
+def _check_rows(visible: Tensor, rows: int) -> None:
+    if visible.numel() and (int(visible.min()) < 0 or int(visible.max()) >= rows):
+        raise UserError(f"decode_anchors: visible names anchors outside 0 .. {rows - 1}")
+    if rows >= MAX_ANCHORS:
+        raise UserError(f"decode_anchors: {rows} anchors in one array; split them into arrays below {MAX_ANCHORS}")
 
 
 def _momentum_consistency(student, teacher):
-    return reference.momentum_consistency(student, teacher)
+    student, teacher = _contiguous(*student), _contiguous(*teacher)
+    backend = reference if uses_reference() else native_anchors
+    return backend.momentum_consistency(student, teacher)
 
 
 def _momentum_consistency_backward(student, teacher, v_loss):
-    pulled = _pull_back(lambda *t: (reference.momentum_consistency(t[:4], t[4:]),), (*student, *teacher), (v_loss,))
-    return list(pulled)
+    student, teacher = _contiguous(*student), _contiguous(*teacher)
+    if uses_reference():
+        return list(
+            _pull_back(lambda *t: (reference.momentum_consistency(t[:4], t[4:]),), (*student, *teacher), (v_loss,))
+        )
+    return native_anchors.momentum_consistency_backward(student, teacher, v_loss.item())
 
 
 def _contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:

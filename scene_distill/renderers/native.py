@@ -96,6 +96,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sd_raster_backward": (None, [_S, _I, _L] + [_P] * 9),
     "sd_l1_ssim_forward": (None, [_P, _P, c_int32, c_int32, _P, _P, _P]),
     "sd_l1_ssim_backward": (None, [_P, _P, _P, c_int64, c_float, c_float, _P]),
+    "sd_decode_forward": (None, [_P] * 3),
+    "sd_decode_backward": (None, [_P] * 8),
+    "sd_consistency_forward": (c_float, [c_int64, _P, _P]),
+    "sd_consistency_backward": (None, [c_int64, _P, _P, c_float, _P, _P]),
     "sd_adam": (None, [_P, _P, _P, _P, c_int64, c_int64, _P, c_float, c_float, c_float, c_float, c_int64]),
 }
 

@@ -6,6 +6,7 @@ kernels are tested against it, and SCENE_DISTILL_BACKEND=reference runs a whole 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +134,7 @@ def bin(
     size: tuple[int, int],
     limits: Limits = LIMITS,
 ) -> tuple[Tensor, Tensor]:
-    """tile_offsets [T + 1] and pair_gaussian [M] (int32): a pair for each tile with a pixel where alpha >= alpha_min."""
+    """tile_offsets [T + 1] and pair_gaussian [M] (int32): a pair per tile with a pixel where alpha >= alpha_min."""
     with torch.no_grad():
         order = torch.argsort(depths, stable=True)
         order = order[extents[order, 0] > 0]
@@ -214,7 +215,7 @@ def adam_(
 
 
 def decode_anchors(
-    anchors: tuple[Tensor, Tensor, Tensor, Tensor], visible: Tensor, camera_center: Tensor, weights: list[Tensor]
+    anchors: Sequence[Tensor], visible: Tensor, camera_center: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """means, scales, quats, alphas, colors of the V * 10 slots; anchors = (positions, features, offsets, log_scales).
 
@@ -235,9 +236,7 @@ def decode_anchors(
     return means.reshape(-1, 3), scales.reshape(-1, 3), quats.reshape(-1, 4), alphas, colors
 
 
-def momentum_consistency(
-    student: tuple[Tensor, Tensor, Tensor, Tensor], teacher: tuple[Tensor, Tensor, Tensor, Tensor]
-) -> Tensor:
+def momentum_consistency(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
     """L_c of Momentum-GS (section 3.3) of two decodings (scales, quats, alphas, colors): a scalar.
 
     MSE of colours, unit quaternions and sizes over the slots that the student draws (alpha > 0), plus MSE of alpha

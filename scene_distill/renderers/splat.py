@@ -60,7 +60,7 @@ def render_from(
     with_depth: bool = False,
     antialiased: bool = False,
 ) -> Rendering:
-    """`render` for a pose [4, 4], intrinsics [4] = (fx, fy, cx, cy) and size (width, height), differentiable in both."""
+    """`render` for a pose [4, 4], intrinsics [4] = (fx, fy, cx, cy), size (width, height); differentiable in both."""
     width, height = size
     means2d, conics, depths, opacities2d, extents = ops.project(
         gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, cam_from_world, intrinsics,
