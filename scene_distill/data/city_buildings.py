@@ -13,18 +13,18 @@ WALLS = (
     linear(206, 196, 176), linear(190, 166, 132), linear(150, 92, 74), linear(196, 180, 150), linear(176, 122, 96),
     linear(208, 204, 194), linear(184, 154, 116), linear(130, 82, 68), linear(168, 174, 174), linear(196, 162, 138),
 )  # fmt: skip
-TRIM = (linear(216, 213, 204), linear(188, 182, 170), linear(110, 102, 94))
+TRIM = (linear(198, 194, 184), linear(176, 170, 158), linear(122, 114, 106))
 TILE_COLORS = (
     linear(164, 94, 70), linear(148, 80, 62), linear(124, 74, 62), linear(108, 106, 108), linear(90, 92, 100),
     linear(180, 114, 84),
 )  # fmt: skip
-FLAT_COLORS = (linear(168, 164, 156), linear(132, 130, 128), linear(198, 194, 186), linear(104, 104, 106))
-METAL = Paint(Kind.PLAIN, linear(178, 180, 180), params=(0.12,))
+FLAT_COLORS = (linear(168, 164, 156), linear(132, 130, 128), linear(184, 180, 172), linear(114, 114, 115))
+METAL = Paint(Kind.PLAIN, linear(166, 168, 168), params=(0.12,))
 DARK_METAL = Paint(Kind.PLAIN, linear(92, 94, 98), params=(0.15,))
 BRICK = Paint(Kind.PLAIN, linear(150, 84, 64), params=(0.4,))
 CONCRETE = Paint(Kind.PLAIN, linear(196, 192, 184), params=(0.18,))
-SKYLIGHT = Paint(Kind.SOLAR, linear(58, 78, 96), linear(220, 222, 222), (1.3, 1.3))
-PANELS = Paint(Kind.SOLAR, linear(44, 54, 84), linear(120, 128, 142), (1.2, 1.9))
+SKYLIGHT = Paint(Kind.SOLAR, linear(58, 78, 96), linear(190, 192, 192), (1.3, 1.3))
+PANELS = Paint(Kind.SOLAR, linear(56, 66, 94), linear(112, 120, 136), (1.2, 1.9))
 GREEN_ROOF = Paint(Kind.GRASS, linear(120, 132, 76), params=(0.0,))
 
 FLOOR = 3.1
@@ -69,7 +69,7 @@ def gable_roof(
     low, rise = z[0], z[1] - z[0]
     drop = rise * eave / half_y
     slope = float(np.hypot(half_y + eave, rise + drop))
-    tiles = Paint(Kind.TILES, pick(rng, TILE_COLORS), linear(188, 160, 140), (slope, rng.uniform(0.8, 1.05), 0.24))
+    tiles = Paint(Kind.TILES, pick(rng, TILE_COLORS), linear(168, 142, 124), (slope, rng.uniform(0.8, 1.05), 0.16))
     for turn in (0.0, np.pi):
         side = place.at(0, 0, turn)
         over = half_x + verge
@@ -90,7 +90,7 @@ def hip_roof(builder: MeshBuilder, place: Placement, size: tuple[float, float], 
     color, course = pick(rng, TILE_COLORS), rng.uniform(0.8, 1.05)
     for turn, across, along, top in ((0.0, half_x, half_y, ridge), (np.pi / 2, half_y, half_x, 0.0)):
         run = along if turn == 0.0 else half_x - ridge
-        tiles = Paint(Kind.TILES, color, linear(188, 160, 140), (float(np.hypot(run, high - low)), course, 0.24))
+        tiles = Paint(Kind.TILES, color, linear(168, 142, 124), (float(np.hypot(run, high - low)), course, 0.16))
         for flip in (0.0, np.pi):
             corners = [(-across, -along, low), (across, -along, low)]
             peak = 0.0 if turn == 0.0 else -ridge

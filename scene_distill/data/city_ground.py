@@ -12,13 +12,13 @@ import numpy as np
 from scene_distill.data.city_mesh import linear
 from scene_distill.data.city_noise import Noise, band, mix, stripes
 
-ASPHALT = np.array(linear(112, 111, 112), np.float32)
-MARKING = np.array(linear(206, 205, 198), np.float32)
-PAVEMENT = np.array(linear(166, 161, 152), np.float32)
-KERB = np.array(linear(186, 182, 174), np.float32)
+ASPHALT = np.array(linear(120, 119, 119), np.float32)
+MARKING = np.array(linear(186, 185, 179), np.float32)
+PAVEMENT = np.array(linear(158, 154, 146), np.float32)
+KERB = np.array(linear(172, 169, 162), np.float32)
 GRASS = np.array(linear(112, 128, 78), np.float32)
 MEADOW = np.array([linear(134, 142, 94), linear(114, 130, 82), linear(160, 150, 110), linear(134, 122, 98)], np.float32)
-PLAZA = np.array(linear(172, 163, 148), np.float32)
+PLAZA = np.array(linear(160, 153, 140), np.float32)
 YARD = np.array(linear(122, 119, 114), np.float32)
 
 LOT_GRASS, LOT_PAVED, LOT_YARD = 0, 1, 2
@@ -113,7 +113,7 @@ def _road(
     zebra = stripes(lane, 1.3, 0.65, blur) * band(to_crossing, plan.road_half + 0.3, plan.road_half + 2.9, blur)
     zebra *= lane < plan.road_half - 0.4
     stop = band(to_crossing, clear + 1.2, clear + 1.6, blur) * (lane < plan.road_half - 2.2) * (lane > 0.3)
-    paint = np.clip(dashes + parking + bays + zebra + stop, 0, 1) * (to_crossing > plan.road_half)
+    paint = np.clip(dashes + 0.7 * (parking + bays) + zebra + stop, 0, 1) * (to_crossing > plan.road_half)
     manhole = np.hypot(side - 1.5, np.mod(along, 17.0) - 8.5) < 0.42
     color = mix(color, MARKING, paint * (0.78 + 0.2 * noise.smooth(side * 2, along * 2)))
     return np.where(manhole[:, None], color * np.float32(0.45), color)
@@ -123,15 +123,15 @@ def slabs(
     x: np.ndarray, y: np.ndarray, blur: np.ndarray, noise: Noise, color: np.ndarray, size: np.ndarray | float
 ) -> np.ndarray:
     """Paving slabs of ``size`` metres in slightly different tones of ``color`` with dark joints, [n, 3]."""
-    shade = 0.87 + 0.2 * noise.cells(x / size, y / size, 5) + 0.12 * (noise.smooth(x * 0.25, y * 0.25) - 0.5)
+    shade = 0.91 + 0.12 * noise.cells(x / size, y / size, 5) + 0.12 * (noise.smooth(x * 0.25, y * 0.25) - 0.5)
     joints = np.maximum(stripes(x, size, 0.09, blur), stripes(y, size, 0.09, blur))
-    return color * (shade * (1 - 0.45 * joints))[:, None]
+    return color * (shade * (1 - 0.3 * joints))[:, None]
 
 
 def grass(x: np.ndarray, y: np.ndarray, noise: Noise, color: np.ndarray) -> np.ndarray:
     """Lawn: ``color`` ([3] or [n, 3]) with worn and lush patches, [n, 3]."""
     coarse, fine = noise.smooth(x * 0.16, y * 0.16), noise.smooth(x * 0.75 + 9, y * 0.75)
-    shade = 0.62 + 0.45 * coarse + 0.3 * fine
+    shade = 0.74 + 0.36 * coarse + 0.16 * fine
     dry = np.array([1.16, 1.02, 0.85], np.float32)
     return color * shade[:, None] * (1 + (dry - 1) * (noise.smooth(x * 0.33 + 70, y * 0.33)[:, None] * 1.6 - 0.3))
 
@@ -160,5 +160,5 @@ def _field(x: np.ndarray, y: np.ndarray, blur: np.ndarray, noise: Noise) -> np.n
     across = np.where(noise.cells(parcel_x, parcel_y, 12) > 0.5, x + 6 * bend_x, y + 6 * bend_y)
     furrows = stripes(across, 2.8, 1.2, np.maximum(blur, 0.5))
     edge = np.maximum(stripes(parcel_x * 46.0, 46.0, 1.6, blur), stripes(parcel_y * 38.0, 38.0, 1.6, blur))
-    color = grass(x * 0.7, y * 0.7, noise, color) * (1 - 0.16 * furrows * (pick > 0.3))[:, None]
+    color = grass(x * 0.7, y * 0.7, noise, color) * (1 - 0.09 * furrows * (pick > 0.3))[:, None]
     return mix(color, GRASS * np.float32(0.62), edge)

@@ -20,8 +20,8 @@ BLOCK_KINDS = ("perimeter", "houses", "offices", "park", "industry", "terraces")
 LOT_GROUND = {"perimeter": LOT_PAVED, "offices": LOT_PAVED, "industry": LOT_YARD}
 LEAVES = (linear(90, 112, 62), linear(104, 122, 66), linear(80, 102, 62), linear(120, 124, 72), linear(76, 96, 66))
 CARS = (
-    linear(206, 206, 208), linear(68, 70, 76), linear(150, 52, 46), linear(60, 84, 126), linear(150, 156, 162),
-    linear(200, 200, 202), linear(52, 54, 58), linear(122, 128, 118),
+    linear(190, 190, 192), linear(80, 82, 88), linear(150, 52, 46), linear(60, 84, 126), linear(150, 156, 162),
+    linear(184, 184, 186), linear(70, 72, 76), linear(122, 128, 118),
 )  # fmt: skip
 LAWN = Paint(Kind.GRASS, linear(108, 132, 64), params=(1.5,))
 BED = Paint(Kind.GRASS, linear(98, 120, 58), params=(0.0,))
@@ -324,7 +324,7 @@ def _street_side(builder: MeshBuilder, place: Placement, plan: StreetPlan) -> No
                 builder.slab(side.at(x, -edge + 0.9), (1.3, 1.3), 0.03, BED)
                 tree(builder, side.at(x, -edge + 0.9), rng.uniform(5.5, 8.5))
         for x in np.arange(-edge + 11.0, edge - 9.0, 5.5):
-            if rng.random() < 0.55:
+            if rng.random() < 0.45:
                 car(builder, side.at(x, -edge - 1.05, rng.normal(0, 0.02) + np.pi * (rng.random() < 0.5)))
 
 

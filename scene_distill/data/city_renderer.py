@@ -19,11 +19,11 @@ from scene_distill.data.city_mesh import Kind
 from scene_distill.data.city_noise import Noise
 from scene_distill.data.city_textures import surface_colors
 
-SUN = np.array([2.05, 1.93, 1.70], np.float32)
-SKY = np.array([0.62, 0.70, 0.82], np.float32)
+SUN = np.array([1.75, 1.65, 1.46], np.float32)
+SKY = np.array([0.78, 0.86, 0.97], np.float32)
 BOUNCE = np.array([0.20, 0.18, 0.15], np.float32)
 HAZE = np.array([0.62, 0.72, 0.82], np.float32)
-EXPOSURE = 0.66
+EXPOSURE = 0.64
 _BAND = 96
 _LATTICE_M = (1.5, 1.5, 2.5)
 

@@ -15,9 +15,9 @@ from scene_distill.data.city_ground import MARKING, StreetPlan, grass, ground_co
 from scene_distill.data.city_mesh import CityMesh, Kind
 from scene_distill.data.city_noise import Noise, band, mix, stripes
 
-GLASS_DARK = np.array([0.045, 0.060, 0.075], np.float32)
-GLASS_SKY = np.array([0.16, 0.23, 0.31], np.float32)
-BLIND = np.array([0.46, 0.44, 0.39], np.float32)
+GLASS_DARK = np.array([0.085, 0.105, 0.125], np.float32)
+GLASS_SKY = np.array([0.18, 0.24, 0.30], np.float32)
+BLIND = np.array([0.34, 0.33, 0.30], np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,17 +59,17 @@ def _facade(hits: Hits, noise: Noise) -> np.ndarray:
     color = hits.color * weather[:, None]
     string = stripes(hits.v, floor, 0.34, hits.blur) * (hits.v > 0.5 * floor)
     top = band(hits.v, total - 0.55, total + 1, hits.blur)
-    color = mix(color, hits.accent, np.maximum(0.75 * string, top))
+    color = mix(color, hits.accent, np.maximum(0.5 * string, top))
     frame = stripes(across, bay, wide + 0.44, hits.blur) * stripes(up, floor, high + 0.44, hits.blur)
-    color = mix(color, hits.accent, frame)
+    color = mix(color, hits.accent, 0.7 * frame)
     kind = noise.cells(column, row, salt)
-    glass = np.where((kind > 0.8)[:, None], BLIND, GLASS_DARK + (GLASS_SKY - GLASS_DARK) * (kind * kind)[:, None])
+    glass = np.where((kind > 0.86)[:, None], BLIND, GLASS_DARK + (GLASS_SKY - GLASS_DARK) * (kind * kind)[:, None])
     pane = stripes(across, bay, wide, hits.blur) * stripes(up, floor, high, hits.blur)
     pane *= 1 - 0.8 * stripes(across, bay, 0.1, hits.blur) * (wide > 1.0)
     color = mix(color, glass, pane)
     sign = ground * band(hits.v, floor * 0.78, floor * 0.97, hits.blur)
     hue = noise.cells(np.floor(column / 2), row, salt + 3)
-    board = 0.26 + 0.17 * np.cos(2 * np.pi * (hue[:, None] + np.array([0.0, 0.36, 0.68], np.float32)))
+    board = 0.24 + 0.10 * np.cos(2 * np.pi * (hue[:, None] + np.array([0.0, 0.36, 0.68], np.float32)))
     return mix(color, board.astype(np.float32), sign)
 
 
@@ -113,7 +113,7 @@ def _solar(hits: Hits, noise: Noise) -> np.ndarray:
     wide, high = hits.params[:, 0], hits.params[:, 1]
     tone = 0.8 + 0.4 * noise.cells(hits.u / wide, hits.v / high, 21)
     frame = np.maximum(stripes(hits.u, wide, 0.12, hits.blur), stripes(hits.v, high, 0.12, hits.blur))
-    return mix(hits.color * tone[:, None], hits.accent, frame)
+    return mix(hits.color * tone[:, None], hits.accent, 0.7 * frame)
 
 
 def _foliage(hits: Hits, noise: Noise) -> np.ndarray:
@@ -123,7 +123,7 @@ def _foliage(hits: Hits, noise: Noise) -> np.ndarray:
     shift = hits.seed * 63
     clump = noise.smooth((x + 0.7 * z) * rate + shift, (y - 0.5 * z) * rate)
     fine = noise.smooth((x - z) * rate * 2.1, (y + 0.8 * z) * rate * 2.1 + shift)
-    shade = 0.42 + 0.75 * clump + 0.5 * fine
+    shade = 0.66 + 0.44 * clump + 0.2 * fine
     return hits.color * shade[:, None] + hits.accent * (np.clip(clump * 2 - 1.2, 0, 1) * 0.5)[:, None]
 
 
@@ -144,7 +144,7 @@ def _parking(hits: Hits, noise: Noise) -> np.ndarray:
     bay, depth = hits.params[:, 0], hits.params[:, 1]
     shade = 0.85 + 0.3 * noise.smooth(hits.u * 0.4 + hits.seed * 50, hits.v * 0.4)
     lines = np.maximum(stripes(hits.u, bay, 0.18, hits.blur), band(hits.v, depth - 0.2, depth, hits.blur))
-    return mix(hits.color * shade[:, None], MARKING, 0.85 * lines)
+    return mix(hits.color * shade[:, None], MARKING, 0.6 * lines)
 
 
 def _court(hits: Hits, noise: Noise) -> np.ndarray:

@@ -33,7 +33,7 @@ from scene_distill.data.colmap import ColmapCamera, ColmapImage, ColmapModel, Co
 from scene_distill.data.posed import Progress
 
 SOURCE = "scene-distill procedural city"
-VERSION = 2
+VERSION = 4
 """Counts changes of the generator that change its pictures: older cached cities are made again."""
 DEPTH_UNIT_M = 0.005
 """Metres per grey level of the 16-bit depth maps; 0 means nothing was hit."""
@@ -61,11 +61,11 @@ class CityConfig:
     """Height of the sun above the horizon."""
     nadir_side: int = 3
     """Photos straight down per block: this number squared, on a square grid (it sets the overlap)."""
-    obliques: int = 4
+    obliques: int = 8
     """Oblique photos per block, looking at its middle from evenly spread headings."""
-    altitude: float = 62.0
+    altitude: float = 56.0
     """Height of the drone above the ground."""
-    oblique_pitch: float = 52.0
+    oblique_pitch: float = 58.0
     """How far below the horizon oblique photos look."""
     width: int = 400
     """Width of the photos in pixels."""
@@ -73,7 +73,7 @@ class CityConfig:
     """Height of the photos in pixels."""
     focal: float = 0.9
     """Focal length in image widths."""
-    points_per_block: int = 4000
+    points_per_block: int = 6000
     """Sparse points per block, on average."""
     jpeg_quality: int = 95
     """Quality of the photos' JPEG files."""

@@ -12,6 +12,7 @@ pytest.importorskip("embreex", reason="the procedural city needs embreex (pip in
 
 from scene_distill.core.cameras import Camera, look_at
 from scene_distill.core.errors import UserError
+from scene_distill.data.city_ground import StreetPlan
 from scene_distill.data.city_layout import BLOCK_KINDS, build_city
 from scene_distill.data.city_mesh import Kind
 from scene_distill.data.city_noise import Noise, band, stripes
@@ -170,14 +171,15 @@ def test_a_city_grows_by_equal_blocks():
     flight = Flight(recipe.nadir_side, recipe.obliques, recipe.altitude, recipe.oblique_pitch, 320, 240, recipe.focal)
     sizes = []
     for columns in (1, 2, 4, 8):
-        city = build_city(recipe.seed, (columns, recipe.blocks_y), recipe.block_size, (7.0, 27.0))
-        stems = list(fly(city.plan, flight, recipe.seed))
+        ground = np.zeros((columns, recipe.blocks_y), np.int8)
+        plan = StreetPlan(columns, recipe.blocks_y, recipe.block_size, 5.0, 2.6, ground)
+        stems = list(fly(plan, flight, recipe.seed))
         blocks = {}
         for stem in stems:
             blocks.setdefault(stem.split("_")[0], []).append(stem)
         assert len(blocks) == columns * recipe.blocks_y
         assert {len(photos) for photos in blocks.values()} == {recipe.photos_per_block}
-        sizes.append(city.plan.half_size[0])
+        sizes.append(plan.half_size[0])
     np.testing.assert_allclose(np.diff(np.log2(sizes)), 1)
 
 
@@ -189,7 +191,7 @@ def test_every_kind_of_block_is_built_and_normals_point_outwards():
     flat = (np.abs(city.mesh.normals[:, 2]) > 0.999) & (painted != Kind.FOLIAGE)
     assert (city.mesh.normals[flat, 2] > 0).all()
     assert np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1).min() > 1e-6
-    assert corners[..., 2].min() == 0 and corners[..., 2].max() < 36
+    assert corners[..., 2].min() > -0.3 and corners[..., 2].max() < 36
 
 
 def test_stripes_average_what_they_cover():
