@@ -35,7 +35,7 @@ from scene_distill.data.undistortion import make_folder
 FEATURES = 4096
 """Features per photo: enough for 800-pixel photos, and matching time grows with its square."""
 
-_EXTRACT_AT_ONCE = 16
+_EXTRACT_AT_ONCE = 8
 _MATCH_AT_ONCE = 400
 _GPS_OUTLIER_M = 25.0
 _GPS_SPREAD_MIN_M = 2.0
@@ -79,6 +79,10 @@ def reconstruct(folder: Path, cache: Path, progress: Progress) -> Reconstruction
             read = _known_cameras(pycolmap, work / "database.db", linked_sizes)[1]
             _match(pycolmap, links, work, [link for link in originals if link in read], progress)
             best = _map(pycolmap, links, work, len(read), progress)
+        if best is None:
+            raise UserError(
+                f"{folder}: no two photos match well enough to place cameras; take more that overlap by two thirds"
+            )
         metadata = _align(pycolmap, best, links)
         for image in best.images.values():
             image.name = originals[image.name]
@@ -191,28 +195,34 @@ def _pairs(opened: Any, folder: Path, names: list[str], ids: dict[str, int]) -> 
 
 
 def _map(pycolmap: Any, folder: Path, work: Path, count: int, progress: Progress) -> Any:
-    """The reconstruction with most photos."""
-    registered = 2
+    """The reconstruction with most photos, None when not even two of them match."""
+    registered = 0
     progress("placing cameras", 0, count)
 
-    def tell() -> None:
+    def tell_started() -> None:
         nonlocal registered
-        registered += 1
-        progress("placing cameras", min(registered, count), count)
+        registered = 2  # a further model begins with another pair
+        progress("placing cameras", registered, count)
+
+    def tell_placed() -> None:
+        nonlocal registered
+        registered = min(registered + 1, count)
+        progress("placing cameras", registered, count)
 
     options = pycolmap.IncrementalPipelineOptions(min_model_size=3, random_seed=0)
     scratch = work / "mapping"
     scratch.mkdir(exist_ok=True)
     models = pycolmap.incremental_mapping(
-        work / "database.db", folder, scratch, options, initial_image_pair_callback=tell, next_image_callback=tell
+        work / "database.db",
+        folder,
+        scratch,
+        options,
+        initial_image_pair_callback=tell_started,
+        next_image_callback=tell_placed,
     )
     shutil.rmtree(scratch, ignore_errors=True)
-    if not models:
-        raise UserError(
-            f"{folder}: no two photos match well enough to place cameras; take more photos that overlap by two thirds"
-        )
     progress("placing cameras", count, count)
-    return max(models.values(), key=lambda model: model.num_reg_images())
+    return max(models.values(), key=lambda model: model.num_reg_images()) if models else None
 
 
 def _align(pycolmap: Any, model: Any, folder: Path) -> dict[str, object]:

@@ -85,7 +85,7 @@ def test_photos_that_do_not_overlap_are_refused(tmp_path):
     for index in range(3):
         pixels = np.random.default_rng(index).integers(0, 256, (60, 80, 3)).astype(np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{index}.png")
-    with pytest.raises(UserError, match="no two photos match"):
+    with pytest.raises(UserError, match=f"{tmp_path}: no two photos match"):
         load_scene(tmp_path)
     assert not list(tmp_path.rglob("reconstruction.json"))
 

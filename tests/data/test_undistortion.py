@@ -112,12 +112,12 @@ def test_work_that_was_stopped_goes_on_and_changes_are_seen(tmp_path):
 
 @pytest.mark.parametrize("k1", [-0.2, -0.24, -0.35])
 def test_folded_corners_are_cropped(k1):
-    """r (1 + k1 r^2) never reaches the photo's corners at r' = 1, with -0.24 not its sides at 0.8, with -0.35 not 0.66."""
+    """r (1 + k1 r^2) never reaches the photo's corners at 1, with -0.24 not its sides at 0.8, with -0.35 not 0.66."""
     lens = Lens(160, 120, 100, 100, 80, 60, k1=k1)
     pinhole = pinhole_of(lens)
     corners = np.array([[pinhole.width - pinhole.cx, pinhole.height - pinhole.cy], [-pinhole.cx, -pinhole.cy]]) / 100
     assert not lens.folds(corners).any()
-    assert pinhole.width > 140 and pinhole.height > 100
+    assert pinhole.width > 130 and pinhole.height > 100
     if k1 == -0.35:
         assert lens.folds(corners * 1.05).any()
 
