@@ -38,7 +38,8 @@ using namespace scene_distill;
 
 extern "C" int sd_cuda_adam(const SdAdam* adam, void* stream) {
     if (adam->count == 0) return 0;
-    const double first = 1.0 - std::pow(double(adam->beta1), adam->step), second = 1.0 - std::pow(double(adam->beta2), adam->step);
+    const double first = 1.0 - std::pow(double(adam->beta1), adam->step),
+                 second = 1.0 - std::pow(double(adam->beta2), adam->step);
     const StepSize size = {float(adam->lr / first), float(1.0 / std::sqrt(second))};
     const dim3 blocks(unsigned((adam->count + kThreads - 1) / kThreads));
     SD_LAUNCH(adam_kernel, blocks, dim3(kThreads), 0, stream, *adam, size);

@@ -1,9 +1,10 @@
 // Anchors seen by one camera to Gaussians: three small MLPs and their activations.
 //
 //   z = [f, d], d = (p - c) / |p - c|;  head(z) = w2 relu(w1 z + b1) + b2
-//   alpha = tanh(opacity);  size = exp(s[3:6]) sigmoid(u), quaternion = r / |r|;  colour = sigmoid;  mean = p + O exp(s[0:3])
+//   alpha = tanh(opacity);  size = exp(s[3:6]) sigmoid(u);  quaternion = r / |r|;  colour = sigmoid(.)
+//   mean = p + O exp(s[0:3])
 //
-// Unit    a block of 128 threads decodes batches of 16 anchors with the weights in shared memory (anchors.h).
+// Unit    a block of 256 threads decodes batches of 16 anchors with the weights in shared memory (anchors.h).
 // Bytes   an anchor: 292 read, 560 written, in contiguous runs of 160 slots; weights once a block.
 // Bound   between memory and arithmetic: 6,880 fused multiply-adds an anchor from shared memory.
 #include "anchors.h"
@@ -26,7 +27,8 @@ __device__ __forceinline__ void write_slot(const SdAnchors& in, const SdDecoded&
     } else if (head == kCovarianceHead) {
         const float* r = raw + 7 * slot + 3;
         const float inverse = inverse_length(r);
-        for (int k = 0; k < 3; k++) out.scales[3 * at + k] = expf(in.log_scales[6 * anchor + 3 + k]) * sigmoid(raw[7 * slot + k]);
+        for (int k = 0; k < 3; k++)
+            out.scales[3 * at + k] = expf(in.log_scales[6 * anchor + 3 + k]) * sigmoid(raw[7 * slot + k]);
         for (int k = 0; k < 4; k++) out.quats[4 * at + k] = r[k] * inverse;
     } else {
         for (int k = 0; k < 3; k++) out.colors[3 * at + k] = sigmoid(raw[3 * slot + k]);
@@ -59,6 +61,7 @@ using namespace scene_distill;
 extern "C" int sd_cuda_decode_anchors(const SdAnchors* anchors, const SdDecoded* out, void* stream) {
     if (anchors->count == 0) return 0;
     const int batches = ceil_div(anchors->count, kAnchorsPerBatch);
-    SD_LAUNCH(decode_kernel, dim3(batches < kMaxBlocks ? batches : kMaxBlocks), dim3(kDecodeThreads), 0, stream, *anchors, *out);
+    SD_LAUNCH(decode_kernel, dim3(batches < kMaxBlocks ? batches : kMaxBlocks), dim3(kDecodeThreads), 0, stream,
+              *anchors, *out);
     return last_error();
 }

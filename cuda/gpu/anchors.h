@@ -1,9 +1,10 @@
-// The Gaussian decoder as its two kernels see it: a batch of 16 anchors goes through three small MLPs (opacity, covariance,
-// colour) whose weights, 28 KB, stay in shared memory. Biases are an extra column of the weights that meets a constant 1.
+// The Gaussian decoder as its two kernels see it: a batch of 16 anchors goes through three small MLPs (opacity,
+// covariance, colour) whose weights, 28 KB, stay in shared memory. Biases are an extra column of the weights that meets
+// a constant 1.
 //
 // One batch in shared memory: input [16, 36] = (feature 32, direction 3, 1); per head hidden [16, 33] (with its 1) and
-// output [16, 70]. Pitches are odd so that the lanes of a warp meet 32 banks.
-// Source: Momentum-GS section 3.1 (Scaffold-GS decoder); the outputs of a covariance slot are 3 size logits, then a raw quaternion.
+// output [16, 70]. Pitches are odd so that the lanes of a warp meet 32 banks. The outputs of a
+// covariance slot are 3 size logits, then a raw quaternion. Source: Momentum-GS section 1 (Scaffold-GS decoder).
 #pragma once
 
 #include "device.h"
@@ -11,11 +12,11 @@
 
 namespace scene_distill {
 
-constexpr int kDecodeThreads = 128;
+constexpr int kDecodeThreads = 256;
 constexpr int kAnchorsPerBatch = 16;
-constexpr int kSlots = 10;      // Gaussians of an anchor
-constexpr int kFeatures = 32;   // of an anchor
-constexpr int kInputs = 35;     // feature and direction
+constexpr int kSlots = 10;     // Gaussians of an anchor
+constexpr int kFeatures = 32;  // of an anchor
+constexpr int kInputs = 35;    // feature and direction
 constexpr int kHidden = 32;
 constexpr int kInputPitch = 37;
 constexpr int kHiddenPitch = 33;
@@ -60,7 +61,8 @@ struct Direction {
 };
 
 __device__ __forceinline__ Direction view_direction(const SdAnchors& in, long long anchor) {
-    const float x = in.positions[3 * anchor] - in.camera_center[0], y = in.positions[3 * anchor + 1] - in.camera_center[1],
+    const float x = in.positions[3 * anchor] - in.camera_center[0],
+                y = in.positions[3 * anchor + 1] - in.camera_center[1],
                 z = in.positions[3 * anchor + 2] - in.camera_center[2];
     const float distance = fmaxf(sqrtf(x * x + y * y + z * z), 1e-12f);
     return {x / distance, y / distance, z / distance, distance};

@@ -1,9 +1,10 @@
 // Gradients of anchors.cu: to the anchors that were visible, and to the decoder that all anchors share.
 //
-// Idea    The forward is recomputed batch by batch (16 anchors). Per head: d(output) from the activations, d(hidden) and d(input)
-//         by the transposed weights, and d(weights) as 16 outer products: every thread owns the same few weights through all
-//         batches of its block and keeps their sums in registers. One row of partial sums a block, added up in a fixed order.
-// Unit    a block of 128 threads, a fixed number of blocks: the result does not depend on the device.
+// Idea    The forward is recomputed batch by batch (16 anchors). Per head: d(output) from the activations, d(hidden)
+//         and d(input) by the transposed weights, and d(weights) as 16 outer products: every thread owns the same few
+//         weights through all batches of its block and keeps their sums in registers. One row of partial sums a block,
+//         added up in a fixed order.
+// Unit    a block of 256 threads, a fixed number of blocks: the result does not depend on the device.
 // Bytes   an anchor: 292 + 560 read, 292 written; 28 KB of partial sums a block. Bound: arithmetic, 3 x the forward.
 #include "anchors.h"
 #include "primitives.h"
@@ -20,24 +21,27 @@ constexpr int kDecoderSize = kHeads * kFirstWeights + kAllOutputs * (kHidden + 1
 constexpr __host__ __device__ int second_weights(int head) { return head_outputs(head) * (kHidden + 1); }
 constexpr __host__ __device__ int second_owned(int head) { return ceil_div(second_weights(head), kDecodeThreads); }
 
-// Sums of the weights this thread owns: entries threadIdx.x, + 128, + 256, ... of every [w | b].
+// Sums of the weights this thread owns: entries threadIdx.x, + 256, + 512, ... of every [w | b].
 struct OwnedWeights {
     float first[kHeads][kFirstOwned];
-    float opacity[second_owned(kOpacityHead)], covariance[second_owned(kCovarianceHead)], color[second_owned(kColorHead)];
+    float opacity[second_owned(kOpacityHead)], covariance[second_owned(kCovarianceHead)],
+        color[second_owned(kColorHead)];
 };
 
 struct BackwardShared {
     DecoderShared decoder;
     float grad_input[kAnchorsPerBatch][kInputs];
+    float slot_share[kAnchorsPerBatch * kSlots][6];  // what slots give to fields of their anchor; see slot_backward
     float grad_log_scales[kAnchorsPerBatch][6];
     float grad_positions[kAnchorsPerBatch][3];
 };
 
-// d(activated) -> d(raw) for one slot of one head, in place of the raw outputs. Size gradients also reach log_scales[3:6] and
-// mean gradients offsets, log_scales[0:3] and positions: what several slots share is returned for the caller to add up.
-__device__ __forceinline__ void slot_backward(const SdAnchors& in, const SdDecodedGradients& g, const SdAnchorGradients& out,
-                                              int head, float* raw, long long anchor, int slot, size_t at, float* log_scale_grads,
-                                              float* position_grads) {
+// d(activated) -> d(raw) for one slot of one head, in place of the raw outputs. What the anchor's other fields get from
+// this slot goes to share[6]: from the opacity head d(log_scales[0:3]) and d(position), from the covariance head
+// d(log_scales[3:6]).
+__device__ __forceinline__ void slot_backward(const SdAnchors& in, const SdDecodedGradients& g,
+                                              const SdAnchorGradients& out, int head, float* raw, long long anchor,
+                                              int slot, size_t at, float* share) {
     if (head == kOpacityHead) {
         const float alpha = tanhf(raw[slot]);
         raw[slot] = value_or_zero(g.alphas, at) * (1.0f - alpha * alpha);
@@ -45,15 +49,15 @@ __device__ __forceinline__ void slot_backward(const SdAnchors& in, const SdDecod
             const size_t offset = (anchor * kSlots + slot) * 3 + k;
             const float grad = value_or_zero(g.means, 3 * at + k), reach = expf(in.log_scales[6 * anchor + k]);
             out.offsets[offset] = grad * reach;
-            log_scale_grads[k] = grad * in.offsets[offset] * reach;
-            position_grads[k] = grad;
+            share[k] = grad * in.offsets[offset] * reach;
+            share[3 + k] = grad;
         }
     } else if (head == kCovarianceHead) {
         float *u = raw + 7 * slot, *r = u + 3;
         for (int k = 0; k < 3; k++) {
-            const float share = sigmoid(u[k]), size = expf(in.log_scales[6 * anchor + 3 + k]) * share;
-            log_scale_grads[3 + k] = value_or_zero(g.scales, 3 * at + k) * size;
-            u[k] = log_scale_grads[3 + k] * (1.0f - share);
+            const float fraction = sigmoid(u[k]), size = expf(in.log_scales[6 * anchor + 3 + k]) * fraction;
+            share[k] = value_or_zero(g.scales, 3 * at + k) * size;
+            u[k] = share[k] * (1.0f - fraction);
         }
         const float inverse = inverse_length(r);
         float along = 0.0f;
@@ -67,29 +71,37 @@ __device__ __forceinline__ void slot_backward(const SdAnchors& in, const SdDecod
     }
 }
 
-// Turns s.output into d(output) and adds what bypasses the MLPs. One thread an anchor walks its slots: the sums over slots
-// need no atomics and keep their order.
-__device__ __forceinline__ void outputs_backward(BackwardShared& s, const SdAnchors& in, const SdDecodedGradients& grads,
-                                                 const SdAnchorGradients& out, int head, int first, int count) {
-    if (threadIdx.x >= kAnchorsPerBatch) return;
-    const int a = threadIdx.x;
-    if (a >= count) {
-        for (int o = 0; o < head_outputs(head); o++) s.decoder.output[a][o] = 0.0f;
-        return;
+// Turns s.output into d(output), slot by slot, then sums what bypasses the MLPs over the slots of each anchor.
+__device__ __forceinline__ void outputs_backward(BackwardShared& s, const SdAnchors& in,
+                                                 const SdDecodedGradients& grads, const SdAnchorGradients& out,
+                                                 int head, int first, int count) {
+    const int per_slot = head_outputs(head) / kSlots;
+    for (int e = threadIdx.x; e < kAnchorsPerBatch * kSlots; e += kDecodeThreads) {
+        const int a = e / kSlots, slot = e % kSlots;
+        if (a < count) {
+            slot_backward(in, grads, out, head, s.decoder.output[a], in.visible[first + a], slot,
+                          size_t(first) * kSlots + e, s.slot_share[e]);
+        } else {
+            for (int k = 0; k < per_slot; k++) s.decoder.output[a][slot * per_slot + k] = 0.0f;
+        }
     }
-    const long long anchor = in.visible[first + a];
-    for (int slot = 0; slot < kSlots; slot++) {
-        float log_scales[6] = {}, positions[3] = {};
-        slot_backward(in, grads, out, head, s.decoder.output[a], anchor, slot, size_t(first + a) * kSlots + slot, log_scales,
-                      positions);
-        for (int k = 0; k < 6; k++) s.grad_log_scales[a][k] += log_scales[k];
-        for (int k = 0; k < 3; k++) s.grad_positions[a][k] += positions[k];
+    __syncthreads();
+    if (head == kColorHead) return;
+    for (int e = threadIdx.x; e < count * 6; e += kDecodeThreads) {
+        const int a = e / 6, k = e % 6;
+        if (head == kCovarianceHead && k >= 3) continue;
+        float sum = 0.0f;
+        for (int slot = 0; slot < kSlots; slot++) sum += s.slot_share[a * kSlots + slot][k];
+        if (head == kCovarianceHead) s.grad_log_scales[a][3 + k] = sum;
+        else if (k < 3) s.grad_log_scales[a][k] = sum;
+        else s.grad_positions[a][k - 3] = sum;
     }
 }
 
 // d(weights)[row, column] += sum over anchors of grad[a][row] * value[a][column], for the entries this thread owns.
 template <int Owned, class Grad, class Value>
-__device__ __forceinline__ void add_outer_products(float (&owned)[Owned], int rows, int columns, Grad grad, Value value) {
+__device__ __forceinline__ void add_outer_products(float (&owned)[Owned], int rows, int columns, Grad grad,
+                                                   Value value) {
 #pragma unroll
     for (int k = 0; k < Owned; k++) {
         const int e = threadIdx.x + k * kDecodeThreads;
@@ -103,7 +115,8 @@ __device__ __forceinline__ void add_outer_products(float (&owned)[Owned], int ro
 
 // One head after outputs_backward: d(w2 | b2), d(hidden) in place of hidden, d(w1 | b1), and its share of d(input).
 template <int Owned>
-__device__ __forceinline__ void head_backward(BackwardShared& s, int head, float (&first)[kFirstOwned], float (&second)[Owned]) {
+__device__ __forceinline__ void head_backward(BackwardShared& s, int head, float (&first)[kFirstOwned],
+                                              float (&second)[Owned]) {
     DecoderShared& d = s.decoder;
     const int outputs = head_outputs(head);
     add_outer_products(
@@ -128,8 +141,8 @@ __device__ __forceinline__ void head_backward(BackwardShared& s, int head, float
     }
 }
 
-__device__ __forceinline__ void write_anchor_gradients(const BackwardShared& s, const SdAnchors& in, const SdAnchorGradients& out,
-                                                       int first, int count) {
+__device__ __forceinline__ void write_anchor_gradients(const BackwardShared& s, const SdAnchors& in,
+                                                       const SdAnchorGradients& out, int first, int count) {
     for (int e = threadIdx.x; e < count * kFeatures; e += kDecodeThreads) {
         const int a = e / kFeatures, k = e % kFeatures;
         out.features[in.visible[first + a] * kFeatures + k] = s.grad_input[a][k];
@@ -149,7 +162,8 @@ __device__ __forceinline__ void write_anchor_gradients(const BackwardShared& s, 
 
 // Writes owned sums where SdAnchors::weights has them: w1 [32, 35], b1 [32], w2 [out, 32], b2 [out] of each head.
 template <int Owned>
-__device__ __forceinline__ void write_owned(const float (&owned)[Owned], float* weights, float* biases, int rows, int columns) {
+__device__ __forceinline__ void write_owned(const float (&owned)[Owned], float* weights, float* biases, int rows,
+                                            int columns) {
 #pragma unroll
     for (int k = 0; k < Owned; k++) {
         const int e = threadIdx.x + k * kDecodeThreads;
@@ -161,7 +175,8 @@ __device__ __forceinline__ void write_owned(const float (&owned)[Owned], float* 
 }
 
 template <int Owned>
-__device__ __forceinline__ float* write_head(const float (&first)[kFirstOwned], const float (&second)[Owned], float* at, int head) {
+__device__ __forceinline__ float* write_head(const float (&first)[kFirstOwned], const float (&second)[Owned], float* at,
+                                             int head) {
     const int outputs = head_outputs(head);
     float *b1 = at + kHidden * kInputs, *w2 = b1 + kHidden, *b2 = w2 + outputs * kHidden;
     write_owned(first, at, b1, kHidden, kInputs);
@@ -169,11 +184,9 @@ __device__ __forceinline__ float* write_head(const float (&first)[kFirstOwned], 
     return b2 + outputs;
 }
 
-__device__ __forceinline__ void clear_batch(BackwardShared& s) {
-    for (int e = threadIdx.x; e < kAnchorsPerBatch * kInputs; e += kDecodeThreads) s.grad_input[e / kInputs][e % kInputs] = 0.0f;
-    if (threadIdx.x >= kAnchorsPerBatch) return;
-    for (int k = 0; k < 6; k++) s.grad_log_scales[threadIdx.x][k] = 0.0f;
-    for (int k = 0; k < 3; k++) s.grad_positions[threadIdx.x][k] = 0.0f;
+__device__ __forceinline__ void clear_input_gradients(BackwardShared& s) {
+    for (int e = threadIdx.x; e < kAnchorsPerBatch * kInputs; e += kDecodeThreads)
+        s.grad_input[e / kInputs][e % kInputs] = 0.0f;
 }
 
 __global__ void __launch_bounds__(kDecodeThreads)
@@ -185,13 +198,12 @@ __global__ void __launch_bounds__(kDecodeThreads)
     for (int first = blockIdx.x * kAnchorsPerBatch; first < in.count; first += stride) {
         const int count = min(kAnchorsPerBatch, in.count - first);
         __syncthreads();
-        clear_batch(shared);
+        clear_input_gradients(shared);
         load_inputs(shared.decoder, in, first, count);
 #pragma unroll
         for (int head = 0; head < kHeads; head++) {
             run_head(shared.decoder, head);
             outputs_backward(shared, in, grads, out, head, first, count);
-            __syncthreads();
             if (head == kOpacityHead) head_backward(shared, head, owned.first[head], owned.opacity);
             if (head == kCovarianceHead) head_backward(shared, head, owned.first[head], owned.covariance);
             if (head == kColorHead) head_backward(shared, head, owned.first[head], owned.color);

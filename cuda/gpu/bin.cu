@@ -1,9 +1,10 @@
 // Which splats touch which tile, near to far.
 //
-// Idea    Sort N Gaussians by depth once; write (tile, Gaussian) pairs in that order; a stable sort by the tile alone then
-//         leaves every tile's list sorted by depth. The keys of the large sort are ceil(log2 T) bits instead of 64.
-// Test    A pair exists when the maximum of alpha over the tile's pixel centres reaches ALPHA_MIN: the quadratic form is
-//         minimised exactly over the rectangle, so the list holds no tile that only a bounding box touches.
+// Idea    Sort N Gaussians by depth once; write (tile, Gaussian) pairs in that order; a stable sort by the tile alone
+//         then leaves every tile's list sorted by depth. The keys of the large sort are ceil(log2 T) bits instead of
+//         64.
+// Test    A pair exists when the maximum of alpha over the tile's pixel centres reaches ALPHA_MIN: the quadratic form
+//         is minimised exactly over the rectangle, so the list holds no tile that only a bounding box touches.
 // Unit    one thread a Gaussian (count, fill), one thread a pair (ranges).
 // Bytes   N * (44 + sort of 8) + M * (8 written + sort of 8 + 8 read). Bound: memory, the sorts dominate.
 // Source  sort once: Faster-GS, Splatshop; exact tiles: Speedy-Splat (SnugBox, AccuTile).
@@ -45,7 +46,8 @@ __device__ __forceinline__ void for_each_tile(const SdBinInputs& in, int i, Visi
     for (int row = first_row; row <= last_row; row++) {
         for (int column = first_column; column <= last_column; column++) {
             const float x0 = column * tile + 0.5f - x, y0 = row * tile + 0.5f - y;
-            if (smallest_power(a, b, c, x0, x0 + tile - 1, y0, y0 + tile - 1) <= largest_power) visit(row * columns + column);
+            if (smallest_power(a, b, c, x0, x0 + tile - 1, y0, y0 + tile - 1) <= largest_power)
+                visit(row * columns + column);
         }
     }
 }
@@ -80,7 +82,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Thread p closes every tile between the tile of pair p - 1 and the tile of pair p.
-__global__ void __launch_bounds__(kThreads) tile_offsets_kernel(const uint32_t* keys, int pairs, int tiles, int* tile_offsets) {
+__global__ void __launch_bounds__(kThreads)
+    tile_offsets_kernel(const uint32_t* keys, int pairs, int tiles, int* tile_offsets) {
     const int p = blockIdx.x * kThreads + threadIdx.x;
     if (p > pairs) return;
     const int before = p == 0 ? -1 : int(keys[p - 1]), here = p == pairs ? tiles : int(keys[p]);
@@ -103,7 +106,8 @@ extern "C" int sd_cuda_bin_count(const SdBinInputs* in, const SdBinOrder* order,
     SD_LAUNCH(depth_keys_kernel, blocks, dim3(kThreads), 0, stream, *in, order->keys, order->indices);
     if (const int error = last_error()) return error;
     const SortPairs pairs = {order->keys, order->sorted_keys, order->indices, order->order};
-    if (const int error = stable_sort_pairs(pairs, in->count, 32, order->scratch, order->scratch_bytes, stream)) return error;
+    if (const int error = stable_sort_pairs(pairs, in->count, 32, order->scratch, order->scratch_bytes, stream))
+        return error;
     SD_LAUNCH(count_tiles_kernel, blocks, dim3(kThreads), 0, stream, *in, order->order, order->tiles);
     if (const int error = last_error()) return error;
     return exclusive_sum(order->tiles, order->offsets, in->count + 1, order->scratch, order->scratch_bytes, stream);
@@ -116,11 +120,11 @@ extern "C" int sd_cuda_bin_fill(const SdBinInputs* in, const SdBinOrder* order, 
                   order->offsets, pairs->keys, pairs->gaussians);
         if (const int error = last_error()) return error;
         const SortPairs by_tile = {pairs->keys, pairs->sorted_keys, pairs->gaussians, pairs->sorted_gaussians};
-        if (const int error = stable_sort_pairs(by_tile, pairs->count, bits_for(tiles), pairs->scratch, pairs->scratch_bytes,
-                                                stream))
+        if (const int error =
+                stable_sort_pairs(by_tile, pairs->count, bits_for(tiles), pairs->scratch, pairs->scratch_bytes, stream))
             return error;
     }
-    SD_LAUNCH(tile_offsets_kernel, dim3(ceil_div(pairs->count + 1, kThreads)), dim3(kThreads), 0, stream, pairs->sorted_keys,
-              pairs->count, tiles, pairs->tile_offsets);
+    SD_LAUNCH(tile_offsets_kernel, dim3(ceil_div(pairs->count + 1, kThreads)), dim3(kThreads), 0, stream,
+              pairs->sorted_keys, pairs->count, tiles, pairs->tile_offsets);
     return last_error();
 }

@@ -1,5 +1,5 @@
-// What every kernel file starts from: the CUDA language (from nvcc, or from the emulator in cuda/simt on a CPU), the three
-// spellings that differ between them, and sums over a warp and over a block.
+// What every kernel file starts from: the CUDA language (from nvcc, or from the emulator in cuda/simt on a CPU), the
+// three spellings that differ between them, and sums over a warp and over a block.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -29,7 +29,9 @@ __device__ __forceinline__ float warp_sum(float value) {
 }
 
 // Gradients that nobody asked for arrive as null pointers.
-__device__ __forceinline__ float value_or_zero(const float* values, size_t index) { return values ? values[index] : 0.0f; }
+__device__ __forceinline__ float value_or_zero(const float* values, size_t index) {
+    return values ? values[index] : 0.0f;
+}
 
 struct BlockSums {
     float per_warp[32];

@@ -1,5 +1,5 @@
-// The doors of the CUDA library: plain pointers to device memory (float32 or int32, contiguous), a stream, and an error code
-// back (0 = launched). Python mirrors these structs in scene_distill/renderers/cuda.py. Shapes use the letters of
+// The doors of the CUDA library: plain pointers to device memory (float32 or int32, contiguous), a stream, and an error
+// code back (0 = launched). Python mirrors these structs in scene_distill/renderers/cuda.py. Shapes use the letters of
 // scene_distill/core/conventions.py; T = tiles, row-major; M = (tile, Gaussian) pairs.
 #pragma once
 
@@ -34,8 +34,8 @@ struct SdProjectedGradients {  // any of the first four may be null: zero
 };
 struct SdWorldGradients {
     float *means, *quats, *scales, *opacities;
-    float *camera;    // [16]: rows 0..2 of cam_from_world (12), then fx, fy, cx, cy; null, like partials: not wanted
-    float *partials;  // scratch [sd_cuda_project_blocks(N), 16]
+    float* camera;    // [16]: rows 0..2 of cam_from_world (12), then fx, fy, cx, cy; null, like partials: not wanted
+    float* partials;  // scratch [sd_cuda_project_blocks(N), 16]
 };
 int sd_cuda_project_blocks(int count);
 int sd_cuda_project(const SdWorldGaussians* gaussians, const SdProjected* out, void* stream);
@@ -58,7 +58,7 @@ struct SdBinOrder {
 struct SdBinPairs {
     uint32_t *keys, *sorted_keys;       // [M] scratch: tile of every pair
     int *gaussians, *sorted_gaussians;  // [M] scratch; [M] the result
-    int *tile_offsets;                  // [T + 1]
+    int* tile_offsets;                  // [T + 1]
     int count;                          // M
     void* scratch;
     size_t scratch_bytes;
@@ -75,13 +75,13 @@ struct SdRasterInputs {
 };
 struct SdRasterGradients {
     float *means2d, *conics, *opacities, *features;  // zeroed by the caller; added to
-    float *background;                               // [D], overwritten
+    float* background;                               // [D], overwritten
 };
 struct SdRasterScratch {
-    float *checkpoints;          // [B, 256, 2], B = sd_cuda_raster_buckets(M, T)
-    int *bucket_tile;            // [B]
-    float *totals;               // [H, W]
-    float *background_partials;  // [T, D]
+    float* checkpoints;          // [B, 256, 2], B = sd_cuda_raster_buckets(M, T)
+    int* bucket_tile;            // [B]
+    float* totals;               // [H, W]
+    float* background_partials;  // [T, D]
     int pairs;                   // M
 };
 int sd_cuda_raster_buckets(int pairs, int tiles);
@@ -96,34 +96,34 @@ struct SdImages {
     int width, height;
 };
 struct SdSimilarity {
-    float *partials;       // scratch [sd_cuda_similarity_blocks, 2]
-    float *means;          // [2]: l1, ssim
-    float *maps;           // scratch [9, H, W], or null when no gradient is wanted
-    float *ssim_gradient;  // d(ssim) / d(image) [H, W, 3], or null
+    float* partials;       // scratch [sd_cuda_similarity_blocks, 2]
+    float* means;          // [2]: l1, ssim
+    float* maps;           // scratch [9, H, W], or null when no gradient is wanted
+    float* ssim_gradient;  // d(ssim) / d(image) [H, W, 3], or null
 };
 int sd_cuda_l1_ssim(const SdImages* images, const SdSimilarity* out, void* stream);
-int sd_cuda_l1_ssim_backward(const SdImages* images, const float* ssim_gradient, const float* grad_l1, const float* grad_ssim,
-                             float* grad_image, void* stream);
+int sd_cuda_l1_ssim_backward(const SdImages* images, const float* ssim_gradient, const float* grad_l1,
+                             const float* grad_ssim, float* grad_image, void* stream);
 
 // ---- adam.cu ----
 struct SdAdam {
-    float *param;
-    const float *grad;
+    float* param;
+    const float* grad;
     float *exp_avg, *exp_avg_sq;
-    const uint8_t *visible;  // [rows] or null: every row
+    const uint8_t* visible;  // [rows] or null: every row
     long long count;         // elements
     int row_size;            // elements a row
     float lr, beta1, beta2, eps;
-    int step;                // 1 for the first step
+    int step;  // 1 for the first step
 };
 int sd_cuda_adam(const SdAdam* adam, void* stream);
 
 // ---- anchors.cu, anchors_backward.cu ----
 struct SdAnchors {
     const float *positions, *features, *offsets, *log_scales;  // [A, 3], [A, 32], [A, 10, 3], [A, 6]
-    const long long *visible;                                  // [V], no id twice
-    const float *camera_center;                                // [3]
-    const float *weights[12];  // opacity, covariance, colour: w1 [32, 35], b1 [32], w2 [out, 32], b2 [out]
+    const long long* visible;                                  // [V], no id twice
+    const float* camera_center;                                // [3]
+    const float* weights[12];  // opacity, covariance, colour: w1 [32, 35], b1 [32], w2 [out, 32], b2 [out]
     int count;                 // V
 };
 struct SdDecoded {
@@ -134,8 +134,8 @@ struct SdDecodedGradients {  // any may be null: zero
 };
 struct SdAnchorGradients {
     float *positions, *features, *offsets, *log_scales;  // zeroed by the caller; rows of visible anchors overwritten
-    float *weights;                                      // packed in the order of SdAnchors::weights
-    float *partials;                                     // scratch [sd_cuda_decode_blocks(V), sd_cuda_decoder_size()]
+    float* weights;                                      // packed in the order of SdAnchors::weights
+    float* partials;                                     // scratch [sd_cuda_decode_blocks(V), sd_cuda_decoder_size()]
 };
 int sd_cuda_decode_blocks(int count);
 int sd_cuda_decoder_size();
@@ -153,7 +153,7 @@ struct SdSlotGradients {
 int sd_cuda_consistency_blocks(int count);
 int sd_cuda_momentum_consistency(const SdSlots* student, const SdSlots* teacher, int count,
                                  float* partials /* [blocks, 5] */, float* sums /* [5] */, float* loss, void* stream);
-int sd_cuda_momentum_consistency_backward(const SdSlots* student, const SdSlots* teacher, int count,
-                                          const float* sums, const float* grad_loss, const SdSlotGradients* grad_student,
+int sd_cuda_momentum_consistency_backward(const SdSlots* student, const SdSlots* teacher, int count, const float* sums,
+                                          const float* grad_loss, const SdSlotGradients* grad_student,
                                           const SdSlotGradients* grad_teacher, void* stream);
 }

@@ -1,9 +1,10 @@
-// How far a student's decoded Gaussians are from its teacher's: specs of Momentum-GS, L_c.
+// How far a student's decoded Gaussians are from its teacher's: L_c of Momentum-GS, section 3.3.
 //
-//   L = [alpha_s > 0] MSE(colour) + MSE(unit quaternion, up to sign) + MSE(size)   over the n slots the student keeps
-//     + MSE(alpha)                                                                 over all P slots; n = 0 leaves only this
+//   L = [alpha_s > 0] MSE(colour) + MSE(unit quaternion, up to sign) + MSE(size)  over the n slots the student keeps
+//     + MSE(alpha)                                                                over all P slots (n = 0: only this)
 //
-// Unit    one thread a slot; five sums a block (colour, quaternion, size, alpha, n), added up by column in a fixed order.
+// Unit    one thread a slot; five sums a block (colour, quaternion, size, alpha, n), added up by column in a fixed
+//         order.
 // Bytes   88 read a slot forward; 88 read + 88 written backward. Bound: memory.
 #include "device.h"
 #include "launchers.h"
@@ -27,7 +28,9 @@ __device__ __forceinline__ UnitQuaternion load_unit(const float* q) {
     return u;
 }
 
-__device__ __forceinline__ float dot4(const float* a, const float* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3]; }
+__device__ __forceinline__ float dot4(const float* a, const float* b) {
+    return a[0] * b[0] + a[1] * b[1] + a[2] * b[2] + a[3] * b[3];
+}
 
 // q and -q are one rotation: compare with the teacher's nearer sign.
 __device__ __forceinline__ float nearer_sign(const UnitQuaternion& a, const UnitQuaternion& b) {
@@ -40,7 +43,8 @@ __device__ __forceinline__ float squared_distance(const float* a, const float* b
     return sum;
 }
 
-__global__ void __launch_bounds__(kThreads) consistency_kernel(SdSlots student, SdSlots teacher, int count, float* partials) {
+__global__ void __launch_bounds__(kThreads)
+    consistency_kernel(SdSlots student, SdSlots teacher, int count, float* partials) {
     SD_SHARED(BlockSums, shared);
     const int i = blockIdx.x * kThreads + threadIdx.x;
     float sums[kSums] = {};
@@ -63,7 +67,8 @@ __global__ void __launch_bounds__(kThreads) consistency_kernel(SdSlots student, 
 
 __global__ void consistency_loss_kernel(const float* sums, int count, float* loss) {
     const float kept = fmaxf(sums[kKept], 1.0f);
-    *loss = sums[kColor] / (3 * kept) + sums[kQuaternion] / (4 * kept) + sums[kSize] / (3 * kept) + sums[kAlpha] / float(count);
+    *loss = sums[kColor] / (3 * kept) + sums[kQuaternion] / (4 * kept) + sums[kSize] / (3 * kept) +
+            sums[kAlpha] / float(count);
 }
 
 __device__ __forceinline__ void difference_gradient(const float* student, const float* teacher, float* grad_student,
@@ -89,10 +94,10 @@ __global__ void __launch_bounds__(kThreads)
     const bool kept = student.alphas[i] > 0.0f;
     const float per_value = kept ? 2.0f * *grad_loss / fmaxf(sums[kKept], 1.0f) : 0.0f;
     const UnitQuaternion q = load_unit(student.quats + 4 * i), r = load_unit(teacher.quats + 4 * i);
-    difference_gradient(student.colors + 3 * i, teacher.colors + 3 * i, grad_student.colors + 3 * i, grad_teacher.colors + 3 * i,
-                        3, per_value / 3);
-    difference_gradient(student.scales + 3 * i, teacher.scales + 3 * i, grad_student.scales + 3 * i, grad_teacher.scales + 3 * i,
-                        3, per_value / 3);
+    difference_gradient(student.colors + 3 * i, teacher.colors + 3 * i, grad_student.colors + 3 * i,
+                        grad_teacher.colors + 3 * i, 3, per_value / 3);
+    difference_gradient(student.scales + 3 * i, teacher.scales + 3 * i, grad_student.scales + 3 * i,
+                        grad_teacher.scales + 3 * i, 3, per_value / 3);
     quaternion_gradient(q, r, grad_student.quats + 4 * i, per_value / 4, nearer_sign(q, r));
     quaternion_gradient(r, q, grad_teacher.quats + 4 * i, per_value / 4, nearer_sign(q, r));
     difference_gradient(student.alphas + i, teacher.alphas + i, grad_student.alphas + i, grad_teacher.alphas + i, 1,
@@ -106,8 +111,8 @@ using namespace scene_distill;
 
 extern "C" int sd_cuda_consistency_blocks(int count) { return ceil_div(count, kThreads); }
 
-extern "C" int sd_cuda_momentum_consistency(const SdSlots* student, const SdSlots* teacher, int count, float* partials, float* sums,
-                                            float* loss, void* stream) {
+extern "C" int sd_cuda_momentum_consistency(const SdSlots* student, const SdSlots* teacher, int count, float* partials,
+                                            float* sums, float* loss, void* stream) {
     if (count == 0) {
         if (const int error = fill_bytes(sums, 0, kSums * sizeof(float), stream)) return error;
         return fill_bytes(loss, 0, sizeof(float), stream);
@@ -120,11 +125,12 @@ extern "C" int sd_cuda_momentum_consistency(const SdSlots* student, const SdSlot
     return last_error();
 }
 
-extern "C" int sd_cuda_momentum_consistency_backward(const SdSlots* student, const SdSlots* teacher, int count, const float* sums,
-                                                     const float* grad_loss, const SdSlotGradients* grad_student,
+extern "C" int sd_cuda_momentum_consistency_backward(const SdSlots* student, const SdSlots* teacher, int count,
+                                                     const float* sums, const float* grad_loss,
+                                                     const SdSlotGradients* grad_student,
                                                      const SdSlotGradients* grad_teacher, void* stream) {
     if (count == 0) return 0;
-    SD_LAUNCH(consistency_backward_kernel, dim3(sd_cuda_consistency_blocks(count)), dim3(kThreads), 0, stream, *student, *teacher,
-              count, sums, grad_loss, *grad_student, *grad_teacher);
+    SD_LAUNCH(consistency_backward_kernel, dim3(sd_cuda_consistency_blocks(count)), dim3(kThreads), 0, stream, *student,
+              *teacher, count, sums, grad_loss, *grad_student, *grad_teacher);
     return last_error();
 }

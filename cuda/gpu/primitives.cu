@@ -1,3 +1,4 @@
+// Both sides of primitives.h, and the launchers that are not tied to one op.
 #include "primitives.h"
 
 #include "device.h"
@@ -19,15 +20,15 @@ size_t scratch_bytes(int count) {
     size_t sort = 0, scan = 0;
     const uint32_t* keys = nullptr;
     const int* values = nullptr;
-    cub::DeviceRadixSort::SortPairs(nullptr, sort, keys, static_cast<uint32_t*>(nullptr), values, static_cast<int*>(nullptr),
-                                    count);
+    cub::DeviceRadixSort::SortPairs(nullptr, sort, keys, static_cast<uint32_t*>(nullptr), values,
+                                    static_cast<int*>(nullptr), count);
     cub::DeviceScan::ExclusiveSum(nullptr, scan, values, static_cast<int*>(nullptr), count);
     return sort > scan ? sort : scan;
 }
 
 int stable_sort_pairs(const SortPairs& p, int count, int key_bits, void* scratch, size_t scratch_size, void* stream) {
-    return cub::DeviceRadixSort::SortPairs(scratch, scratch_size, p.keys_in, p.keys_out, p.values_in, p.values_out, count, 0,
-                                           key_bits, static_cast<cudaStream_t>(stream));
+    return cub::DeviceRadixSort::SortPairs(scratch, scratch_size, p.keys_in, p.keys_out, p.values_in, p.values_out,
+                                           count, 0, key_bits, static_cast<cudaStream_t>(stream));
 }
 
 int exclusive_sum(const int* in, int* out, int count, void* scratch, size_t scratch_size, void* stream) {
@@ -98,8 +99,8 @@ __global__ void sum_columns_kernel(const float* __restrict__ partials, int rows,
 }  // namespace
 
 int sum_columns(const float* partials, int rows, int columns, float* out, void* stream) {
-    SD_LAUNCH(sum_columns_kernel, dim3(ceil_div(columns, kWarp)), dim3(kWarp, kRowLanes), 0, stream, partials, rows, columns,
-              out);
+    SD_LAUNCH(sum_columns_kernel, dim3(ceil_div(columns, kWarp)), dim3(kWarp, kRowLanes), 0, stream, partials, rows,
+              columns, out);
     return last_error();
 }
 

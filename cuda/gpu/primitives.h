@@ -1,5 +1,5 @@
-// Device-wide steps that are not kernels of ours: radix sort, prefix sum (cub under nvcc, std:: on a host compiler), memset,
-// and the column sum every reduction ends with. Each returns a CUDA error code, 0 for success.
+// Device-wide steps that are not kernels of ours: radix sort, prefix sum (cub under nvcc, std:: on a host compiler),
+// memset, and the column sum every reduction ends with. Each returns a CUDA error code, 0 for success.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,8 @@ struct SortPairs {
     const int* values_in;
     int* values_out;
 };
-int stable_sort_pairs(const SortPairs& pairs, int count, int key_bits, void* scratch, size_t scratch_size, void* stream);
+int stable_sort_pairs(const SortPairs& pairs, int count, int key_bits, void* scratch, size_t scratch_size,
+                      void* stream);
 
 // out[i] = in[0] + ... + in[i - 1].
 int exclusive_sum(const int* in, int* out, int count, void* scratch, size_t scratch_size, void* stream);

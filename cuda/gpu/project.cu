@@ -1,11 +1,11 @@
 // World Gaussians to screen splats, and back through the chain rule.
 //
-// Idea    Sigma' = U U^T + eps I with U = J W R S (J the pinhole Jacobian, W the camera rotation): everything follows from
-//         the two rows u0, u1 of U, and det(U U^T) = |u0 x u1|^2 (Cauchy-Binet) stays accurate for needles, where
+// Idea    Sigma' = U U^T + eps I with U = J W R S (J the pinhole Jacobian, W the camera rotation): everything follows
+//         from the two rows u0, u1 of U, and det(U U^T) = |u0 x u1|^2 (Cauchy-Binet) stays accurate for needles, where
 //         a c - b^2 cancels. The backward recomputes U: cheaper than storing it.
 // Unit    one thread a Gaussian.
-// Bytes   forward 44 read + 36 written, backward 44 + 28 read + 44 written a Gaussian; camera gradients are summed per block
-//         and then by column in a fixed order.
+// Bytes   forward 44 read + 36 written, backward 44 + 28 read + 44 written a Gaussian; camera gradients are summed per
+//         block and then by column in a fixed order.
 // Bound   memory.
 // Source  3DGS (Kerbl 2023) section 4; EWA splatting (Zwicker 2001); compensation from Mip-Splatting (Yu 2024).
 #include "device.h"
@@ -81,7 +81,8 @@ __device__ __forceinline__ Camera load_camera(const SdWorldGaussians& in) {
     camera.fy = intrinsics[1];
     camera.cx = intrinsics[2];
     camera.cy = intrinsics[3];
-    const float margin_x = 0.5f * in.limits.frustum_margin * in.width, margin_y = 0.5f * in.limits.frustum_margin * in.height;
+    const float margin_x = 0.5f * in.limits.frustum_margin * in.width,
+                margin_y = 0.5f * in.limits.frustum_margin * in.height;
     camera.low_x = (-camera.cx - margin_x) / camera.fx;
     camera.high_x = (in.width - camera.cx + margin_x) / camera.fx;
     camera.low_y = (-camera.cy - margin_y) / camera.fy;
@@ -92,13 +93,13 @@ __device__ __forceinline__ Camera load_camera(const SdWorldGaussians& in) {
 // Everything between a Gaussian and its splat that both directions need.
 struct Footprint {
     Vec3 mean_cam, scale;
-    float ratio_x, ratio_y;     // x/z, y/z, clamped to the camera's range: a splat far outside would explode the Jacobian
+    float ratio_x, ratio_y;  // x/z, y/z, clamped to the camera's range: a splat far outside would explode the Jacobian
     bool clamped_x, clamped_y;
-    Vec3 j0, j1;                // rows of J
+    Vec3 j0, j1;  // rows of J
     Quaternion quat;
     Mat3 orientation;
-    Vec3 v0, v1;  // rows of J W
-    Vec3 u0, u1;  // rows of J W R S
+    Vec3 v0, v1;                                    // rows of J W
+    Vec3 u0, u1;                                    // rows of J W R S
     float sharp_xx, sharp_xy, sharp_yy, sharp_det;  // U U^T
     float xx, xy, yy, det;                          // with the low-pass
     float compensation;                             // sqrt(sharp_det / det) when antialiased, else 1
@@ -157,9 +158,11 @@ __global__ void __launch_bounds__(kThreads) project_kernel(SdWorldGaussians in, 
     const float reach = 2.0f * logf(fmaxf(opacity, alpha_min) / alpha_min);
     const float half_x = sqrtf(reach * f.xx), half_y = sqrtf(reach * f.yy);
     const float a = f.yy / f.det, c = f.xx / f.det, b = bounded_off_diagonal(a, -f.xy / f.det, c);
-    const bool on_screen = x + half_x >= 0.5f && x - half_x <= in.width - 0.5f && y + half_y >= 0.5f && y - half_y <= in.height - 0.5f;
+    const bool on_screen =
+        x + half_x >= 0.5f && x - half_x <= in.width - 0.5f && y + half_y >= 0.5f && y - half_y <= in.height - 0.5f;
     const bool finite = half_x + half_y + a + c < kInfinity;  // false for NaN too
-    const bool visible = f.mean_cam.z >= in.limits.near_m && in.opacities[i] >= alpha_min && opacity >= alpha_min && on_screen && finite;
+    const bool visible =
+        f.mean_cam.z >= in.limits.near_m && in.opacities[i] >= alpha_min && opacity >= alpha_min && on_screen && finite;
 
     out.means2d[2 * i] = visible ? x : 0.0f;
     out.means2d[2 * i + 1] = visible ? y : 0.0f;
@@ -177,7 +180,8 @@ struct CovarianceGradient {
 };
 
 // d(conic) -> d(Sigma') = -K (d conic) K, with K = Sigma'^-1 and the off-diagonal gradient split over both entries.
-__device__ __forceinline__ CovarianceGradient conic_backward(const Footprint& f, float grad_a, float grad_b, float grad_c) {
+__device__ __forceinline__ CovarianceGradient conic_backward(const Footprint& f, float grad_a, float grad_b,
+                                                             float grad_c) {
     const float a = f.yy / f.det, b = -f.xy / f.det, c = f.xx / f.det, half_b = 0.5f * grad_b;
     const float p00 = grad_a * a + half_b * b, p01 = grad_a * b + half_b * c;
     const float p10 = half_b * a + grad_c * b, p11 = half_b * b + grad_c * c;
@@ -235,12 +239,14 @@ __device__ __forceinline__ void shape_backward(const Footprint& f, const Vec3& d
 
 // Gradients of one visible Gaussian; camera_grad[16] is its share of the camera's.
 __device__ __forceinline__ void gaussian_backward(const SdWorldGaussians& in, const SdProjectedGradients& grads,
-                                                  const SdWorldGradients& out, const Camera& camera, int i, float* camera_grad) {
+                                                  const SdWorldGradients& out, const Camera& camera, int i,
+                                                  float* camera_grad) {
     const Footprint f = footprint(in, camera, i);
     const float grad_opacity = value_or_zero(grads.opacities, i);
     out.opacities[i] = grad_opacity * f.compensation;
-    CovarianceGradient cov = conic_backward(f, value_or_zero(grads.conics, 3 * i), value_or_zero(grads.conics, 3 * i + 1),
-                                            value_or_zero(grads.conics, 3 * i + 2));
+    CovarianceGradient cov =
+        conic_backward(f, value_or_zero(grads.conics, 3 * i), value_or_zero(grads.conics, 3 * i + 1),
+                       value_or_zero(grads.conics, 3 * i + 2));
     if (in.antialiased) compensation_backward(f, grad_opacity * in.opacities[i], cov);
     const Vec3 du0 = mix(2.0f * cov.xx, f.u0, cov.xy, f.u1), du1 = mix(cov.xy, f.u0, 2.0f * cov.yy, f.u1);
     Vec3 dv0, dv1;
@@ -250,9 +256,11 @@ __device__ __forceinline__ void gaussian_backward(const SdWorldGaussians& in, co
     const float iz = 1.0f / f.mean_cam.z, rx = f.mean_cam.x * iz, ry = f.mean_cam.y * iz;
     const Vec3 dj0 = times(camera.rotation, dv0), dj1 = times(camera.rotation, dv1);
     const float gx = value_or_zero(grads.means2d, 2 * i), gy = value_or_zero(grads.means2d, 2 * i + 1);
-    const float drx = camera.fx * (gx - (f.clamped_x ? 0.0f : dj0.z * iz)), dry = camera.fy * (gy - (f.clamped_y ? 0.0f : dj1.z * iz));
+    const float drx = camera.fx * (gx - (f.clamped_x ? 0.0f : dj0.z * iz)),
+                dry = camera.fy * (gy - (f.clamped_y ? 0.0f : dj1.z * iz));
     const float along0 = dot(f.j0, dj0), along1 = dot(f.j1, dj1);  // J is proportional to fx / z, fy / z
-    const float dp[3] = {drx * iz, dry * iz, value_or_zero(grads.depths, i) - iz * (drx * rx + dry * ry + along0 + along1)};
+    const float dp[3] = {drx * iz, dry * iz,
+                         value_or_zero(grads.depths, i) - iz * (drx * rx + dry * ry + along0 + along1)};
     const Vec3 dm = transposed_times(camera.rotation, {dp[0], dp[1], dp[2]});
     out.means[3 * i] = dm.x;
     out.means[3 * i + 1] = dm.y;
@@ -262,7 +270,8 @@ __device__ __forceinline__ void gaussian_backward(const SdWorldGaussians& in, co
     const float j[2][3] = {{f.j0.x, f.j0.y, f.j0.z}, {f.j1.x, f.j1.y, f.j1.z}};
     for (int row = 0; row < 3; row++) {
         for (int col = 0; col < 3; col++) {
-            camera_grad[row * 4 + col] = dp[row] * in.means[3 * i + col] + j[0][row] * dv[0][col] + j[1][row] * dv[1][col];
+            camera_grad[row * 4 + col] =
+                dp[row] * in.means[3 * i + col] + j[0][row] * dv[0][col] + j[1][row] * dv[1][col];
         }
         camera_grad[row * 4 + 3] = dp[row];
     }
@@ -306,7 +315,8 @@ extern "C" int sd_cuda_project_blocks(int count) { return ceil_div(count, kThrea
 
 extern "C" int sd_cuda_project(const SdWorldGaussians* gaussians, const SdProjected* out, void* stream) {
     if (gaussians->count == 0) return 0;
-    SD_LAUNCH(project_kernel, dim3(sd_cuda_project_blocks(gaussians->count)), dim3(kThreads), 0, stream, *gaussians, *out);
+    SD_LAUNCH(project_kernel, dim3(sd_cuda_project_blocks(gaussians->count)), dim3(kThreads), 0, stream, *gaussians,
+              *out);
     return last_error();
 }
 

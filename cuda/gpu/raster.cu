@@ -1,8 +1,11 @@
-// Front-to-back alpha blending of a tile's list: image[p] = sum_j w_j f_j + T background, w_j = alpha_j prod_{k<j} (1 - alpha_k).
+// Front-to-back alpha blending of a tile's list.
+//
+//   image = sum_j w_j f_j + T background,  w_j = alpha_j prod_{k<j} (1 - alpha_k),  T = prod_j (1 - alpha_j)
 //
 // Unit    one block of 256 threads a tile of 16 x 16 pixels, one thread a pixel, a warp 8 x 4 pixels; see tile_walk.h.
 // Bytes   a pair: 24 + 4 C read once a tile into shared memory; a pixel: 4 C + 4 written.
-// Bound   arithmetic: ~10 flops and one exp a (splat, pixel of a reached warp), + C fused multiply-adds when it contributes.
+// Bound   arithmetic: ~10 flops and one exp a (splat, pixel of a reached warp), + C fused multiply-adds when it
+//         contributes.
 // Source  3DGS section 6; warp-level culling after FlashGS.
 #include "launchers.h"
 #include "primitives.h"
@@ -24,6 +27,7 @@ __global__ void __launch_bounds__(kTilePixels)
         });
     if (!pixel.inside) return;
     const size_t p = size_t(pixel.row) * in.width + pixel.column;
+#pragma unroll
     for (int c = 0; c < C; c++) {
         if (c >= slice.count) break;
         image[p * in.channels + slice.first + c] = sum[c] + pixel.transmittance * in.background[slice.first + c];

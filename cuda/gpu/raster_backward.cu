@@ -1,14 +1,14 @@
 // Gradients of raster.cu, per splat instead of per pixel.
 //
-// Idea    1. Replay the forward; every 32 splats (a bucket) store two numbers a pixel: the transmittance T and the blended
-//            total A = sum w_k g_k, where g_k = f_k . dL/dimage + dL/dalpha. 2. One warp a bucket, one lane a splat: pixels
-//            stream through the lanes like through a pipeline, T and (total - A) handed on by shuffles, so each lane sums the
-//            gradient of its own splat in registers and adds it to memory once a tile: no reductions, 32 times fewer atomics.
-//            dL/dalpha_j = T_j g_j - rest_j / (1 - alpha_j), rest_j = sum_{k>j} w_k g_k + T_end (background . dL/dimage);
-//            mean, conic and opacity follow from six moments of s = dL/dpower at the end.
+// Idea    1. Replay the forward; every 32 splats (a bucket) store two numbers a pixel: the transmittance T and the
+//         blended total A = sum w_k g_k, where g_k = f_k . dL/dimage + dL/dalpha. 2. One warp a bucket, one lane a
+//         splat: pixels stream through the lanes like through a pipeline, T and (total - A) handed on by shuffles, so
+//         each lane sums the gradient of its own splat in registers and adds it to memory once a tile: no reductions,
+//         32 times fewer atomics. dL/dalpha_j = T_j g_j - rest_j / (1 - alpha_j), rest_j = sum_{k>j} w_k g_k + T_end
+//         (background . dL/dimage); mean, conic and opacity follow from six moments of s = dL/dpower at the end.
 // Unit    pass 1 a block a tile, pass 2 a warp a bucket, streaming only the rows its splats reach.
-// Bytes   2 KiB of checkpoint written and read a bucket; nothing is kept from the forward pass. More than 32 channels run in
-//         slices: the gradient is linear in the channels, so slices simply add.
+// Bytes   2 KiB of checkpoint written and read a bucket; nothing is kept from the forward pass. More than 32 channels
+//         run in slices: the gradient is linear in the channels, so slices simply add.
 // Bound   arithmetic; pass 2 does 256 + 31 steps a bucket at most.
 // Order   atomics make the last bits depend on the schedule; the background gradient is summed in a fixed order.
 // Source  Taming 3DGS (Mallick 2024); storing scalars instead of colours is ours.
@@ -24,10 +24,12 @@ constexpr int kRing = 2 * kWarp;  // pixels in flight: 32 lanes behind the head,
 
 // Where the buckets of a tile start. Gaps are harmless, overlaps impossible, and no prefix sum is needed:
 // floor((o + n) / 32) + 1 >= floor(o / 32) + ceil(n / 32).
-__device__ __forceinline__ int first_bucket(const int* tile_offsets, int tile) { return tile_offsets[tile] / kBucket + tile; }
+__device__ __forceinline__ int first_bucket(const int* tile_offsets, int tile) {
+    return tile_offsets[tile] / kBucket + tile;
+}
 
 template <int C>
-__global__ void __launch_bounds__(kTilePixels)
+__global__ void __launch_bounds__(kTilePixels, C <= 16 ? 4 : 3)
     checkpoint_kernel(SdRasterInputs in, ChannelSlice slice, const float* __restrict__ grad_image,
                       const float* __restrict__ grad_alpha, SdRasterScratch scratch) {
     SD_SHARED(Batch<C>, batch);
@@ -55,6 +57,7 @@ __global__ void __launch_bounds__(kTilePixels)
             total = fmaf(weight, blended, total);
         });
     float behind = 0.0f;
+#pragma unroll
     for (int c = 0; c < C; c++) {
         if (c >= slice.count) break;
         behind += grad[c] * in.background[slice.first + c];
@@ -64,7 +67,8 @@ __global__ void __launch_bounds__(kTilePixels)
     if (pixel.inside) scratch.totals[p] = total + pixel.transmittance * behind;
 }
 
-// What the pixels of the ring carry, by channel; the last row is dL/dalpha. Lanes read neighbouring pixels: no conflicts.
+// What the pixels of the ring carry, by channel; the last row is dL/dalpha. Lanes read neighbouring pixels: no
+// conflicts.
 template <int C>
 struct Ring {
     float grad[kWarpsPerBlock][C + 1][kRing];
@@ -89,7 +93,8 @@ struct PixelState {
 template <int C>
 __device__ __forceinline__ PixelState load_pixels(float (*ring)[kRing], const SdRasterInputs& in, ChannelSlice slice,
                                                   const float* grad_image, const float* grad_alpha,
-                                                  const SdRasterScratch& scratch, const Stream& stream, int at, int lane) {
+                                                  const SdRasterScratch& scratch, const Stream& stream, int at,
+                                                  int lane) {
     const int k = at + lane, in_tile = stream.first_row * kTile + k;
     const int column = stream.tile_column + in_tile % kTile, row = stream.tile_row + in_tile / kTile;
     if (k >= stream.pixel_count || column >= in.width || row >= in.height) return {0.0f, 0.0f};
@@ -104,7 +109,8 @@ __device__ __forceinline__ PixelState load_pixels(float (*ring)[kRing], const Sd
 // Rows of the tile that any lane's splat reaches.
 __device__ __forceinline__ void limit_rows(const Splat& splat, bool valid, float alpha_min, Stream& stream) {
     const Reach reach = splat_reach(splat, alpha_min);
-    const float top = splat.y - reach.half_y - stream.tile_row - 0.5f, bottom = splat.y + reach.half_y - stream.tile_row - 0.5f;
+    const float top = splat.y - reach.half_y - stream.tile_row - 0.5f,
+                bottom = splat.y + reach.half_y - stream.tile_row - 0.5f;
     int first = valid ? int(fminf(fmaxf(ceilf(top), 0.0f), float(kTile))) : kTile;
     int last = valid ? int(fminf(fmaxf(floorf(bottom), -1.0f), float(kTile - 1))) : -1;
     for (int bit = kWarp / 2; bit > 0; bit >>= 1) {
@@ -117,8 +123,9 @@ __device__ __forceinline__ void limit_rows(const Splat& splat, bool valid, float
 
 // One splat meets one pixel: moves the pixel's state past the splat and adds to the splat's gradient.
 template <int C>
-__device__ __forceinline__ void meet(const Splat& splat, const float (&feature)[C], const float (*ring)[kRing], int slot,
-                                     float dx, float dy, const SdLimits& limits, PixelState& state, Moments& moments, float (&grad_feature)[C]) {
+__device__ __forceinline__ void meet(const Splat& splat, const float (&feature)[C], const float (*ring)[kRing],
+                                     int slot, float dx, float dy, const SdLimits& limits, PixelState& state,
+                                     Moments& moments, float (&grad_feature)[C]) {
     const float alpha = splat_alpha(splat, dx, dy, limits.alpha_max);
     if (alpha < limits.alpha_min) return;
     const float next = next_transmittance(state.transmittance, alpha);
@@ -147,8 +154,9 @@ __device__ __forceinline__ void meet(const Splat& splat, const float (&feature)[
 }
 
 template <int C>
-__device__ __forceinline__ void add_gradients(const SdRasterGradients& out, const Splat& s, const Moments& m, int gaussian,
-                                              int channels, ChannelSlice slice, const float (&grad_feature)[C]) {
+__device__ __forceinline__ void add_gradients(const SdRasterGradients& out, const Splat& s, const Moments& m,
+                                              int gaussian, int channels, ChannelSlice slice,
+                                              const float (&grad_feature)[C]) {
     atomicAdd(&out.means2d[2 * gaussian], s.a * m.x + s.b * m.y);
     atomicAdd(&out.means2d[2 * gaussian + 1], s.b * m.x + s.c * m.y);
     atomicAdd(&out.conics[3 * gaussian], 0.5f * m.xx);
@@ -216,11 +224,13 @@ struct RunSlice {
     template <int C>
     int operator()(ChannelSlice slice) const {
         const int tiles = tile_count(*in), buckets = sd_cuda_raster_buckets(scratch->pairs, tiles);
-        if (const int error = fill_bytes(scratch->bucket_tile, 0xFF, size_t(buckets) * sizeof(int), stream)) return error;
-        SD_LAUNCH(checkpoint_kernel<C>, dim3(tiles), dim3(kTilePixels), 0, stream, *in, slice, grad_image, grad_alpha, *scratch);
+        if (const int error = fill_bytes(scratch->bucket_tile, 0xFF, size_t(buckets) * sizeof(int), stream))
+            return error;
+        SD_LAUNCH(checkpoint_kernel<C>, dim3(tiles), dim3(kTilePixels), 0, stream, *in, slice, grad_image, grad_alpha,
+                  *scratch);
         if (const int error = last_error()) return error;
-        SD_LAUNCH(splat_gradients_kernel<C>, dim3(ceil_div(buckets, kWarpsPerBlock)), dim3(kWarpsPerBlock * kWarp), 0, stream,
-                  *in, slice, grad_image, grad_alpha, *scratch, buckets, *out);
+        SD_LAUNCH(splat_gradients_kernel<C>, dim3(ceil_div(buckets, kWarpsPerBlock)), dim3(kWarpsPerBlock * kWarp), 0,
+                  stream, *in, slice, grad_image, grad_alpha, *scratch, buckets, *out);
         return last_error();
     }
 };

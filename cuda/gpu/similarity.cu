@@ -1,9 +1,10 @@
 // L1 and SSIM of two images, and their gradient.
 //
-// Idea    One block takes a 16 x 16 patch of one channel with its halo of 5 into shared memory and blurs x, y, x^2, y^2, xy with
-//         the separable 11-tap Gaussian. When a gradient is wanted the same pass writes dSSIM/d(mu_x, E[x^2], E[xy]) per pixel
-//         while the local means are at hand; a second kernel blurs these maps (the window is symmetric, so the adjoint of the
-//         blur is the blur) and applies dE[x^2]/dx = 2 x, dE[xy]/dx = y. The backward is then one multiply-add a value.
+// Idea    One block takes a 16 x 16 patch of one channel with its halo of 5 into shared memory and blurs x, y, x^2,
+//         y^2, xy with the separable 11-tap Gaussian. When a gradient is wanted the same pass writes dSSIM/d(mu_x,
+//         E[x^2], E[xy]) per pixel while the local means are at hand; a second kernel blurs these maps (the window is
+//         symmetric, so the adjoint of the blur is the blur) and applies dE[x^2]/dx = 2 x, dE[xy]/dx = y. The backward
+//         is then one multiply-add a value.
 // Unit    one thread a pixel and channel.
 // Bytes   2 (26/16)^2 * 4 read a value; three maps written and read for the gradient. Bound: shared memory bandwidth.
 // Edges   zero padding: outside the image both images are 0, as in the formula with conv2d(padding=5).
@@ -23,8 +24,9 @@ constexpr float kC1 = 0.01f * 0.01f;
 constexpr float kC2 = 0.03f * 0.03f;
 
 // exp(-(i - 5)^2 / (2 * 1.5^2)), normalised to sum 1.
-__device__ constexpr float kWindow[kTaps] = {0.00102838f, 0.00759876f, 0.03600077f, 0.10936069f, 0.21300553f, 0.26601172f,
-                                             0.21300553f, 0.10936069f, 0.03600077f, 0.00759876f, 0.00102838f};
+__device__ constexpr float kWindow[kTaps] = {0.00102838f, 0.00759876f, 0.03600077f, 0.10936069f,
+                                             0.21300553f, 0.26601172f, 0.21300553f, 0.10936069f,
+                                             0.03600077f, 0.00759876f, 0.00102838f};
 
 struct Cell {
     int column, row, channel;
@@ -72,7 +74,8 @@ __device__ __forceinline__ Moments local_moments(ForwardShared& shared, const Sd
     for (int i = threadIdx.y; i < kPatch; i += kTile) {
         Moments sum = {};
         for (int tap = 0; tap < kTaps; tap++) {
-            const float x = shared.patch[0][i][threadIdx.x + tap], y = shared.patch[1][i][threadIdx.x + tap], w = kWindow[tap];
+            const float x = shared.patch[0][i][threadIdx.x + tap], y = shared.patch[1][i][threadIdx.x + tap],
+                        w = kWindow[tap];
             sum.x += w * x;
             sum.y += w * y;
             sum.xx += w * x * x;
@@ -101,11 +104,12 @@ __device__ __forceinline__ Similarity similarity(const Moments& m) {
 }
 
 // maps[m][channel][row][column]: dSSIM / d(mu_x, E[x^2], E[xy]) of each pixel's own window.
-__device__ __forceinline__ void write_derivatives(const Moments& m, const Similarity& s, const SdImages& images, const Cell& c,
-                                                  float* maps) {
+__device__ __forceinline__ void write_derivatives(const Moments& m, const Similarity& s, const SdImages& images,
+                                                  const Cell& c, float* maps) {
     const float value = s.value(), below = s.luminance_below * s.contrast_below;
     const float d_xx = -value / s.contrast_below, d_xy = 2 * s.luminance / below;
-    const float d_mean = 2 * m.y * (s.contrast - s.luminance) / below + 2 * m.x * value * (1 / s.contrast_below - 1 / s.luminance_below);
+    const float d_mean =
+        2 * m.y * (s.contrast - s.luminance) / below + 2 * m.x * value * (1 / s.contrast_below - 1 / s.luminance_below);
     const size_t plane = size_t(images.width) * images.height, p = size_t(c.row) * images.width + c.column;
     const float values[3] = {d_mean, d_xx, d_xy};
     for (int k = 0; k < 3; k++) maps[(k * kChannels + c.channel) * plane + p] = values[k];
@@ -154,7 +158,8 @@ __global__ void __launch_bounds__(kTilePixels)
     if (!c.inside) return;
     float blurred[3] = {};
     for (int m = 0; m < 3; m++) {
-        for (int tap = 0; tap < kTaps; tap++) blurred[m] += kWindow[tap] * shared.rows[m][threadIdx.y + tap][threadIdx.x];
+        for (int tap = 0; tap < kTaps; tap++)
+            blurred[m] += kWindow[tap] * shared.rows[m][threadIdx.y + tap][threadIdx.x];
     }
     const float x = images.image[c.index], y = images.target[c.index];
     const float scale = 1.0f / (float(kChannels) * images.width * images.height);
@@ -164,8 +169,8 @@ __global__ void __launch_bounds__(kTilePixels)
 constexpr int kElementThreads = 256;
 
 __global__ void __launch_bounds__(kElementThreads)
-    l1_ssim_backward_kernel(SdImages images, const float* __restrict__ ssim_gradient, const float* grad_l1, const float* grad_ssim,
-                            float* __restrict__ grad_image) {
+    l1_ssim_backward_kernel(SdImages images, const float* __restrict__ ssim_gradient, const float* grad_l1,
+                            const float* grad_ssim, float* __restrict__ grad_image) {
     const int i = blockIdx.x * kElementThreads + threadIdx.x, count = kChannels * images.width * images.height;
     if (i >= count) return;
     const float x = images.image[i], y = images.target[i];
@@ -198,7 +203,7 @@ extern "C" int sd_cuda_l1_ssim(const SdImages* images, const SdSimilarity* out, 
 extern "C" int sd_cuda_l1_ssim_backward(const SdImages* images, const float* ssim_gradient, const float* grad_l1,
                                         const float* grad_ssim, float* grad_image, void* stream) {
     const int blocks = ceil_div(kChannels * images->width * images->height, kElementThreads);
-    SD_LAUNCH(l1_ssim_backward_kernel, dim3(blocks), dim3(kElementThreads), 0, stream, *images, ssim_gradient, grad_l1, grad_ssim,
-              grad_image);
+    SD_LAUNCH(l1_ssim_backward_kernel, dim3(blocks), dim3(kElementThreads), 0, stream, *images, ssim_gradient, grad_l1,
+              grad_ssim, grad_image);
     return last_error();
 }

@@ -1,7 +1,8 @@
 // A splat inside a tile: its alpha at a pixel, and which part of the tile it can reach. Shared by the raster kernels.
 //
-// The three raster kernels must take the same decisions (below ALPHA_MIN? transmittance spent?) at every pixel. Alpha and
-// the next transmittance are therefore spelled with explicit fused multiply-adds: no compiler choice can separate them.
+// The three raster kernels must take the same decisions (below ALPHA_MIN? transmittance spent?) at every pixel. Alpha
+// and the next transmittance are therefore spelled with explicit fused multiply-adds: no compiler choice can separate
+// them.
 #pragma once
 
 #include "device.h"
@@ -43,7 +44,8 @@ __device__ __forceinline__ Reach splat_reach(const Splat& s, float alpha_min) {
     return {1.001f * sqrtf(reach * s.c) + 0.01f, 1.001f * sqrtf(reach * s.a) + 0.01f};
 }
 
-// Channels are rendered in slices of at most 32: alpha is recomputed for each slice, everything else is linear in channels.
+// Channels are rendered in slices of at most 32: alpha is recomputed for each slice, everything else is linear in
+// channels.
 struct ChannelSlice {
     int first, count;
 };

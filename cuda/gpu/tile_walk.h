@@ -1,5 +1,6 @@
-// A block walks its tile's list front to back: 128 splats at a time into shared memory, then every warp visits only those
-// that can reach its own 8 x 4 pixels. The forward and the first half of the backward are this walk with another `visit`.
+// A block walks its tile's list front to back: 128 splats at a time into shared memory, then every warp visits only
+// those that can reach its own 8 x 4 pixels. The forward and the first half of the backward are this walk with another
+// `visit`.
 #pragma once
 
 #include "splat.h"
@@ -57,7 +58,8 @@ __device__ __forceinline__ unsigned warps_reached(const Splat& s, float tile_x, 
 }
 
 template <int C>
-__device__ __forceinline__ void load_batch(Batch<C>& batch, const SdRasterInputs& in, ChannelSlice slice, int first, int count) {
+__device__ __forceinline__ void load_batch(Batch<C>& batch, const SdRasterInputs& in, ChannelSlice slice, int first,
+                                           int count) {
     const int thread = threadIdx.x, columns = ceil_div(in.width, kTile), tile = blockIdx.x;
     if (thread < kBatch) {
         unsigned warps = 0;
@@ -75,11 +77,11 @@ __device__ __forceinline__ void load_batch(Batch<C>& batch, const SdRasterInputs
     }
 }
 
-// Calls bucket(index of the bucket in the tile) before every 32 splats, then visit(weight, feature row) for each splat that
-// contributes to the pixel. Every thread of the block must call this.
+// Calls bucket(index of the bucket in the tile) before every 32 splats, then visit(weight, feature row) for each splat
+// that contributes to the pixel. Every thread of the block must call this.
 template <int C, class Bucket, class Visit>
-__device__ __forceinline__ void walk_tile(const SdRasterInputs& in, ChannelSlice slice, Batch<C>& batch, TilePixel& pixel,
-                                          Bucket bucket, Visit visit) {
+__device__ __forceinline__ void walk_tile(const SdRasterInputs& in, ChannelSlice slice, Batch<C>& batch,
+                                          TilePixel& pixel, Bucket bucket, Visit visit) {
     const int start = in.tile_offsets[pixel.tile], end = in.tile_offsets[pixel.tile + 1], lane = threadIdx.x % kWarp;
     for (int first = start; first < end; first += kBatch) {
         if (__syncthreads_count(pixel.done) == kTilePixels) break;

@@ -17,7 +17,8 @@ namespace {
 constexpr size_t kStackBytes = 64 << 10;
 
 void* map_stack() {
-    void* stack = mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* stack =
+        mmap(nullptr, kStackBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stack == MAP_FAILED) {
         std::perror("SIMT: no memory for a thread's stack");
         std::abort();

@@ -1,3 +1,4 @@
+// The scheduler: threads of a warp until they wait, warps until they stand at a block barrier, blocks one by one.
 #include "runtime.h"
 
 #include <cstdio>
@@ -64,7 +65,8 @@ void* SharedMemory::find(const void* key, size_t bytes, size_t alignment) {
 bool SharedMemory::guards_intact() const {
     for (const Object& object : objects_) {
         for (size_t i = 1; i <= kGuardBytes; i++) {
-            if (arena_[object.offset - i] != kGuard || arena_[object.offset + object.bytes + i - 1] != kGuard) return false;
+            if (arena_[object.offset - i] != kGuard || arena_[object.offset + object.bytes + i - 1] != kGuard)
+                return false;
         }
     }
     return true;
@@ -77,8 +79,8 @@ void Device::report(const char* problem, const Thread* thread, const Thread* oth
     std::fprintf(stderr, "SIMT: kernel %s, block (%u, %u, %u): %s\n", kernel_, b.x, b.y, b.z, problem);
     for (const Thread* t : {thread, other}) {
         if (!t) continue;
-        std::fprintf(stderr, "SIMT:   thread (%u, %u, %u) %s %s:%u\n", t->index.x, t->index.y, t->index.z, waits_for(*t),
-                     t->site.file_name(), t->site.line());
+        std::fprintf(stderr, "SIMT:   thread (%u, %u, %u) %s %s:%u\n", t->index.x, t->index.y, t->index.z,
+                     waits_for(*t), t->site.file_name(), t->site.line());
     }
     std::abort();
 }
@@ -186,7 +188,8 @@ bool Device::complete_collectives(int warp) {
             for (int j = 0; j < lanes; j++) {
                 const Thread& other = threads_[size_t(first + j)];
                 if (other.state == State::at_barrier) {
-                    report("deadlock: a warp collective waits for a lane that waits at a block barrier", &thread, &other);
+                    report("deadlock: a warp collective waits for a lane that waits at a block barrier", &thread,
+                           &other);
                 }
             }
             report("deadlock: a warp collective waits for a lane that never comes", &thread);
@@ -268,9 +271,13 @@ int Device::wait_for_block(int predicate, const Site& site) {
 
 const Position& position() { return device().position(); }
 int lane() { return device().current_index() % kWarp; }
-uint64_t warp_collective(const Collective& collective, const Site& site) { return device().wait_for_warp(collective, site); }
+uint64_t warp_collective(const Collective& collective, const Site& site) {
+    return device().wait_for_warp(collective, site);
+}
 int block_barrier(int predicate, const Site& site) { return device().wait_for_block(predicate, site); }
-void* shared_memory(const void* key, size_t bytes, size_t alignment) { return device().shared().find(key, bytes, alignment); }
+void* shared_memory(const void* key, size_t bytes, size_t alignment) {
+    return device().shared().find(key, bytes, alignment);
+}
 void* dynamic_shared_memory() { return device().shared().dynamic(); }
 void launch(const char* kernel, const LaunchShape& shape, const std::function<void()>& body) {
     device().launch(kernel, shape, body);

@@ -77,10 +77,10 @@ private:
     void check_launch(const LaunchShape& shape) const;
     void reserve_threads(int count);
     void run_block();
-    void run_warp(int warp);           // until all its threads wait at a block barrier or are done
+    void run_warp(int warp);  // until all its threads wait at a block barrier or are done
     bool complete_collectives(int warp);
     void answer_collective(int warp, unsigned mask);
-    bool complete_barrier();           // false when the block is done
+    bool complete_barrier();  // false when the block is done
 
     const char* kernel_ = "";
     const std::function<void()>* body_ = nullptr;

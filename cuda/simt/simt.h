@@ -1,8 +1,8 @@
-// CUDA's device vocabulary for a host compiler: with this header the kernels of cuda/gpu compile with g++ and run on a CPU.
+// CUDA's device vocabulary for a host compiler: with it the kernels of cuda/gpu compile with g++ and run on a CPU.
 //
-// Idea       Every CUDA thread is a fiber (its own stack, switched in user space). Blocks run one after another on one OS
-//            thread. A fiber runs until it needs others: a block barrier, a warp collective, or its end; the scheduler
-//            (runtime.cpp) completes a collective when everybody it names has arrived.
+// Idea       Every CUDA thread is a fiber (its own stack, switched in user space). Blocks run one after another on one
+//            OS thread. A fiber runs until it needs others: a block barrier, a warp collective, or its end; the
+//            scheduler (runtime.cpp) completes a collective when everybody it names has arrived.
 // Finds      barriers reached by only part of a block, collectives named by lanes that never come, shuffles from lanes
 //            outside the mask, shared memory read before it was written (poisoned with NaN) or written past its end
 //            (guard bands), launches a device would refuse, and order-dependent code (the thread order is seeded).
@@ -32,9 +32,15 @@ struct dim3 {
     dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-struct float2 { float x, y; };
-struct float3 { float x, y, z; };
-struct float4 { float x, y, z, w; };
+struct float2 {
+    float x, y;
+};
+struct float3 {
+    float x, y, z;
+};
+struct float4 {
+    float x, y, z, w;
+};
 
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
@@ -66,7 +72,7 @@ struct LaunchShape {
 const Position& position();  // of the running fiber
 int lane();
 uint64_t warp_collective(const Collective& collective, const Site& site);
-int block_barrier(int predicate, const Site& site);  // returns how many threads of the block passed a non-zero predicate
+int block_barrier(int predicate, const Site& site);  // how many threads passed a non-zero predicate
 void* shared_memory(const void* key, size_t bytes, size_t alignment);
 void* dynamic_shared_memory();
 void launch(const char* kernel, const LaunchShape& shape, const std::function<void()>& body);
@@ -144,8 +150,8 @@ inline int __float_as_int(float x) {
 }
 
 // One object of shared memory: `type` must be a single token or an alias (an array is a struct member).
-#define SD_SHARED(type, name)                                                                                   \
-    static char name##_key;                                                                                     \
+#define SD_SHARED(type, name) \
+    static char name##_key;   \
     type& name = *static_cast<type*>(::simt::shared_memory(&name##_key, sizeof(type), alignof(type)))
 
 #define SD_DYNAMIC_SHARED(type, name) type* name = static_cast<type*>(::simt::dynamic_shared_memory())

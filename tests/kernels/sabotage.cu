@@ -12,8 +12,7 @@ struct Numbers {
 
 __global__ void divergent_barrier(float*) {
     if (threadIdx.x < 16) __syncthreads();
-    else
-        __syncthreads();
+    else __syncthreads();
 }
 
 __global__ void early_exit(float*) {
@@ -35,8 +34,7 @@ __global__ void shuffle_from_outside(float* out) {
 
 __global__ void different_collectives(float* out) {
     if (threadIdx.x % 2) out[threadIdx.x] = float(__any_sync(0xffffffffu, 1));
-    else
-        __syncwarp();
+    else __syncwarp();
 }
 
 __global__ void shared_overrun(float*) {

@@ -126,6 +126,7 @@ def test_one_pixel_image(device):
 
 
 def test_thresholds_are_those_of_the_conventions():
-    assert reference.Limits(
-        **{name: pytest.approx(getattr(native.LIMITS, name)) for name, _ in native.Limits._fields_}
-    ) == reference.LIMITS
+    assert (
+        reference.Limits(**{name: pytest.approx(getattr(native.LIMITS, name)) for name, _ in native.Limits._fields_})
+        == reference.LIMITS
+    )

@@ -1,0 +1,117 @@
+"""nvcc compiles every kernel for every architecture; the hot kernels keep to their registers and never spill."""
+
+import ctypes
+import hashlib
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+from cuda_emulator import HEADERS, ROOT
+
+from scene_distill.core.errors import UserError
+from scene_distill.renderers import cuda, ops
+
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+
+# Registers a thread: what leaves the occupancy that each kernel's file counts on.
+BUDGETS = {
+    "project_kernel": 64, "project_backward_kernel": 96, "fill_pairs_kernel": 64, "raster_kernel": 80,
+    "checkpoint_kernel": 80, "splat_gradients_kernel": 168, "l1_ssim_kernel": 48, "ssim_gradient_kernel": 48,
+    "adam_kernel": 32, "decode_kernel": 96, "decode_backward_kernel": 255, "consistency_kernel": 40,
+}  # fmt: skip
+
+
+def needs_nvcc():
+    if not shutil.which("nvcc"):
+        pytest.skip("nvcc is not on PATH")
+
+
+@pytest.fixture(scope="module")
+def built():
+    """Folder of a build of the current sources with its log; built once, in build/, and reused."""
+    needs_nvcc()
+    sources = sorted([*(ROOT / "cuda/gpu").glob("*.cu"), *HEADERS, ROOT / "cuda/gpu/CMakeLists.txt"])
+    folder = ROOT / "build" / f"cuda-{hashlib.sha256(b''.join(path.read_bytes() for path in sources)).hexdigest()[:16]}"
+    if not (folder / "kernels.log").exists():
+        for old in (ROOT / "build").glob("cuda-*"):
+            shutil.rmtree(old)
+        cmake = shutil.which("cmake") or pytest.skip("cmake is not on PATH")
+        configure = [cmake, "-S", ROOT, "-B", folder, "-DSKBUILD=ON", "-DSD_CUDA_REPORT=ON"]
+        subprocess.run(configure, check=True, capture_output=True, timeout=60)
+        command = [cmake, "--build", folder, "--target", "scene_distill_cuda", "--parallel", "2"]
+        log = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280)
+        (folder / "kernels.log").write_text(log.stdout + log.stderr)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resources(built):
+    """(kernel, architecture) -> list of (registers, spilled bytes, stack bytes), one entry a template instance."""
+    found, key = defaultdict(list), None
+    stack = spills = 0
+    for line in (built / "kernels.log").read_text().splitlines():
+        if entry := re.search(r"Compiling entry function '(\w+)' for 'sm_(\d+)'", line):
+            name = re.search(r"\d+(\w+?_kernel)", entry[1].replace("_GLOBAL__N__", ""))
+            key = (name[1] if name else entry[1], int(entry[2]))
+        elif memory := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            stack, spills = int(memory[1]), int(memory[2]) + int(memory[3])
+        elif (used := re.search(r"Used (\d+) registers", line)) and key:
+            found[key].append((int(used[1]), spills, stack))
+    return found
+
+
+def test_every_kernel_for_every_architecture(resources):
+    for kernel in BUDGETS:
+        assert {arch for name, arch in resources if name.endswith(kernel)} >= set(ARCHITECTURES), kernel
+
+
+@pytest.mark.parametrize("kernel", BUDGETS)
+def test_registers_and_spills(resources, kernel):
+    for (name, architecture), instances in resources.items():
+        if not name.endswith(kernel):
+            continue
+        for registers, spills, stack in instances:
+            assert (spills, stack) == (0, 0), f"{name} on sm_{architecture} keeps {stack} bytes in local memory"
+            assert registers <= BUDGETS[kernel], f"{name} on sm_{architecture} uses {registers} registers"
+
+
+def test_library_loads_without_a_gpu(built):
+    library = ctypes.CDLL(str(built / "lib/_scene_distill_cuda.so"))
+    assert library.sd_cuda_decoder_size() == 7086
+    assert cuda.CudaKernels(built / "lib/_scene_distill_cuda.so")
+
+
+def test_launchers_are_bound_completely():
+    """Every launcher that the header declares is called from Python, and the structs have the same members in order."""
+    header = (ROOT / "cuda/gpu/launchers.h").read_text()
+    binding = Path(cuda.__file__).read_text()
+    for name in re.findall(r"sd_cuda_(\w+)\(", re.sub(r"//.*", "", header)):
+        assert f'"{name}"' in binding or f"sd_cuda_{name}" in binding, name
+    for name, body in re.findall(r"struct Sd(\w+) \{(.*?)\n\};", header, re.DOTALL):
+        mirror = getattr(
+            cuda, "Limits" if name == "Limits" else f"_{'Slots' if name == 'SlotGradients' else name}", None
+        )
+        mirror = mirror or {"DecodedGradients": cuda._Decoded}[name]
+        members = re.findall(r"[\s*](\w+)(?:\[12\])?(?=[,;])", re.sub(r"//.*", "", body))
+        fields = [field for field, _ in mirror._fields_]
+        assert [m.replace("eps2d_px2", "eps2d") for m in members] == fields, name
+
+
+def test_every_op_has_a_cuda_kernel():
+    registered = [torch._C._dispatch_has_kernel_for_dispatch_key(f"scene_distill::{name}", "CUDA") for name in cuda.OPS]
+    if not any(registered):
+        cuda.register(ops.LIBRARY)
+    for name in cuda.OPS:
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"scene_distill::{name}", "CUDA"), name
+    schemas = {schema.name for schema in torch._C._jit_get_all_schemas()}
+    assert {f"scene_distill::{name}" for name in cuda.OPS} == {n for n in schemas if n.startswith("scene_distill::")}
+
+
+def test_missing_library_is_one_clear_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(cuda, "__file__", str(tmp_path / "cuda.py"))
+    with pytest.raises(UserError, match=r"CUDA kernels .*_scene_distill_cuda\.so are missing; reinstall"):
+        cuda.library_path()
