@@ -65,12 +65,13 @@ typedef struct sd_decoder_gradient {
 } sd_decoder_gradient;
 
 typedef struct sd_anchors {
-    int64_t count;           // V, visible anchors
-    const int64_t* visible;  // [V] rows of the arrays below
-    const float* positions;  // [A, 3]
-    const float* features;   // [A, 32]
-    const float* offsets;    // [A, 10, 3]
-    const float* log_scales; // [A, 6]
+    int64_t rows;                // A, anchors in the arrays below
+    int64_t count;               // V, visible anchors
+    const int64_t* visible;      // [V] rows
+    const float* positions;      // [A, 3]
+    const float* features;       // [A, 32]
+    const float* offsets;        // [A, 10, 3]
+    const float* log_scales;     // [A, 6]
     const float* camera_center;  // [3]
 } sd_anchors;
 
@@ -118,7 +119,7 @@ typedef struct sd_slots {
                                  int64_t row_size, const uint8_t* visible, float lr, float beta1, float beta2, float eps,    \
                                  int64_t step);                                                                              \
     SD_EXPORT void sd_decode_forward_##isa(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* slots);     \
-    /* v_slots: members may be NULL. Rows of visible anchors are written in v_positions .. v_log_scales, no others. */      \
+    /* v_slots: members may be NULL. v_positions .. v_log_scales are zero in the rows of anchors that are not visible. */   \
     SD_EXPORT void sd_decode_backward_##isa(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* v_slots,  \
                                             float* v_positions, float* v_features, float* v_offsets, float* v_log_scales,    \
                                             const sd_decoder_gradient* v_decoder);                                           \
@@ -136,6 +137,7 @@ SD_EXPORT int32_t sd_cpu_supports(const char* isa);  // 1 when this processor ru
 SD_EXPORT void sd_set_threads(int32_t count);        // threads of the kernels, the calling one included
 SD_EXPORT int32_t sd_get_threads(void);
 SD_EXPORT void sd_release_scratch(void);             // give the kept scratch memory back to the system
+SD_EXPORT int32_t sd_keep_freed_memory(void);        // the process's malloc keeps large freed blocks; 0 when it cannot
 
 #ifdef __cplusplus
 }

@@ -12,9 +12,9 @@ namespace sd::SD_ISA {
 
 constexpr int64_t kSlotChunk = 4096;
 
-struct SlotLanes {
+struct OneSlotLanes {
     Floats scale[3], raw[4], alpha, color[3];
-    SlotLanes(const sd_slots& s, int64_t i, int n) {
+    OneSlotLanes(const sd_slots& s, int64_t i, int n) {
         for (int k = 0; k < 3; ++k) scale[k] = load_strided(s.scales + 3 * i + k, 3, n);
         for (int k = 0; k < 4; ++k) raw[k] = load_strided(s.quats + 4 * i + k, 4, n);
         for (int k = 0; k < 3; ++k) color[k] = load_strided(s.colors + 3 * i + k, 3, n);
@@ -26,7 +26,7 @@ struct SlotDifference {
     UnitQuaternion student_unit, teacher_unit;
     Floats scale[3], quat[4], alpha, color[3], sign;
     Mask kept;
-    SlotDifference(const SlotLanes& s, const SlotLanes& t) : student_unit(s.raw), teacher_unit(t.raw) {
+    SlotDifference(const OneSlotLanes& s, const OneSlotLanes& t) : student_unit(s.raw), teacher_unit(t.raw) {
         Floats along = 0.0f;
         for (int k = 0; k < 4; ++k) along = fma(student_unit.q[k], teacher_unit.q[k], along);
         sign = select(along < 0.0f, Floats(-1.0f), Floats(1.0f));
@@ -55,7 +55,7 @@ inline float consistency_forward(int64_t count, const sd_slots& student, const s
         int64_t kept = 0;
         for (int64_t i = begin; i < end; i += kLanes) {
             int n = static_cast<int>(least<int64_t>(kLanes, end - i));
-            SlotDifference d(SlotLanes(student, i, n), SlotLanes(teacher, i, n));
+            SlotDifference d(OneSlotLanes(student, i, n), OneSlotLanes(teacher, i, n));
             slots = slots + zero_unless(d.kept, d.per_slot());
             alphas = fma(d.alpha, d.alpha, alphas);
             kept += sd::SD_ISA::count(d.kept);
@@ -101,7 +101,7 @@ inline void consistency_backward(int64_t count, const sd_slots& student, const s
     parallel_chunks(count, kSlotChunk, [&](int64_t begin, int64_t end, int64_t) {
         for (int64_t i = begin; i < end; i += kLanes) {
             int n = static_cast<int>(least<int64_t>(kLanes, end - i));
-            SlotDifference d(SlotLanes(student, i, n), SlotLanes(teacher, i, n));
+            SlotDifference d(OneSlotLanes(student, i, n), OneSlotLanes(teacher, i, n));
             Floats by_slot = zero_unless(d.kept, per_kept);
             write_slot_gradient(d, d.student_unit, 1.0f, 1.0f, by_slot, by_alpha, i, n, v_student);
             if (v_teacher.alphas) write_slot_gradient(d, d.teacher_unit, -1.0f, -d.sign, by_slot, by_alpha, i, n, v_teacher);

@@ -38,25 +38,35 @@ inline void affine(const float* weights, int row, int column, int rows, int inpu
     if (rows - r >= 1) affine_rows<1>(weights + r * row, row, column, inputs, x, at(r), out + r);
 }
 
+// Rows visible[first .. first + n) of an array with `width` columns, or n consecutive rows from `first`.
+template <class T> struct RowPointers {
+    T* at[kLanes];
+    RowPointers(T* base, const int64_t* visible, int64_t first, int n, int width) {
+        for (int i = 0; i < n; ++i) at[i] = base + visible[first + i] * width;
+    }
+    RowPointers(T* base, int64_t first, int n, int width) {
+        for (int i = 0; i < n; ++i) at[i] = base + (first + i) * width;
+    }
+};
+
 // One anchor per lane: inputs, hidden layers and raw outputs.
 struct DecoderLanes {
     Floats z[kInputs], hidden[kHeads][kHidden], raw[kOutputs];
-    Floats position[3], inverse_distance, log_scale[6], span[3], base[3];  // span = exp(s[0:3]), base = exp(s[3:6])
-    Rows three, thirty;                                                    // rows of positions and of offsets
+    Floats position[3], offset[3 * kSlots], inverse_distance, span[3], base[3];  // span = exp(s[0:3]), base = exp(s[3:6])
 
-    DecoderLanes(const sd_anchors& a, int64_t first, int n)
-        : three(a.visible + first, n, 3), thirty(a.visible + first, n, 3 * kSlots) {
-        Rows features(a.visible + first, n, kFeatures), six(a.visible + first, n, 6);
-        for (int k = 0; k < kFeatures; ++k) z[k] = features.load(a.features + k);
-        Floats square = 0.0f, offset[3];
+    DecoderLanes(const sd_anchors& a, int64_t first, int n) {
+        Floats log_scale[6], square = 0.0f, away[3];
+        auto read = [&](const float* from, int width, Floats* to) {
+            load_columns(RowPointers<const float>(from, a.visible, first, n, width).at, n, width, to);
+        };
+        read(a.features, kFeatures, z), read(a.positions, 3, position), read(a.log_scales, 6, log_scale);
+        read(a.offsets, 3 * kSlots, offset);
         for (int k = 0; k < 3; ++k) {
-            position[k] = three.load(a.positions + k);
-            offset[k] = position[k] - a.camera_center[k];
-            square = fma(offset[k], offset[k], square);
+            away[k] = position[k] - a.camera_center[k];
+            square = fma(away[k], away[k], square);
         }
         inverse_distance = 1.0f / max(sqrt(square), 1e-12f);
-        for (int k = 0; k < 3; ++k) z[kFeatures + k] = offset[k] * inverse_distance;
-        for (int k = 0; k < 6; ++k) log_scale[k] = six.load(a.log_scales + k);
+        for (int k = 0; k < 3; ++k) z[kFeatures + k] = away[k] * inverse_distance;
         for (int k = 0; k < 3; ++k) span[k] = exp(log_scale[k]), base[k] = exp(log_scale[3 + k]);
     }
 
@@ -79,39 +89,53 @@ struct UnitQuaternion {
         inverse_norm = 1.0f / max(sqrt(square), 1e-12f);
         for (int k = 0; k < 4; ++k) q[k] = raw[k] * inverse_norm;
     }
-    void pull(const Floats (&v)[4], Floats* out) const {  // gradient of the raw quaternion
+    void pull(const Floats* v, Floats* out) const {  // gradient of the raw quaternion
         Floats along = v[0] * q[0] + v[1] * q[1] + v[2] * q[2] + v[3] * q[3];
         for (int k = 0; k < 4; ++k) out[k] = fnma(along, q[k], v[k]) * inverse_norm;
     }
 };
 
-inline void write_slot(const DecoderLanes& l, const sd_anchors& a, int slot, int64_t first, int n, const sd_slots& out) {
-    int64_t at = first * kSlots + slot;
-    const Floats* shape = l.raw + kShapeAt + 7 * slot;
-    UnitQuaternion unit(shape + 3);
-    for (int k = 0; k < 3; ++k) {
-        Floats offset = l.thirty.load(a.offsets + 3 * slot + k);
-        store_strided(out.means + 3 * at + k, 3 * kSlots, fma(offset, l.span[k], l.position[k]), n);
-        store_strided(out.scales + 3 * at + k, 3 * kSlots, l.base[k] * sigmoid(shape[k]), n);
-        store_strided(out.colors + 3 * at + k, 3 * kSlots, sigmoid(l.raw[kColorAt + 3 * slot + k]), n);
+// The slots of kLanes anchors, or their gradients: [slot][component].
+struct SlotLanes {
+    Floats means[3 * kSlots], scales[3 * kSlots], quats[4 * kSlots], alphas[kSlots], colors[3 * kSlots];
+    template <class Move> void each(const sd_slots& s, Move&& move) {
+        move(s.means, 3 * kSlots, means), move(s.scales, 3 * kSlots, scales), move(s.quats, 4 * kSlots, quats);
+        move(s.alphas, kSlots, alphas), move(s.colors, 3 * kSlots, colors);
     }
-    for (int k = 0; k < 4; ++k) store_strided(out.quats + 4 * at + k, 4 * kSlots, unit.q[k], n);
-    store_strided(out.alphas + at, kSlots, hyperbolic_tangent(l.raw[kAlphaAt + slot]), n);
-}
+};
 
 inline void decode_forward(const sd_anchors& anchors, const sd_decoder& decoder, const sd_slots& out) {
     parallel_chunks(anchors.count, kAnchorBlock, [&](int64_t begin, int64_t end, int64_t) {
         for (int64_t i = begin; i < end; i += kLanes) {
             int n = static_cast<int>(least<int64_t>(kLanes, end - i));
-            DecoderLanes lanes(anchors, i, n);
-            lanes.run(decoder);
-            for (int slot = 0; slot < kSlots; ++slot) write_slot(lanes, anchors, slot, i, n, out);
+            DecoderLanes l(anchors, i, n);
+            l.run(decoder);
+            SlotLanes s;
+            for (int k = 0; k < 3 * kSlots; ++k) {
+                s.means[k] = fma(l.offset[k], l.span[k % 3], l.position[k % 3]);
+                s.scales[k] = l.base[k % 3] * sigmoid(l.raw[kShapeAt + k / 3 * 7 + k % 3]);
+                s.colors[k] = sigmoid(l.raw[kColorAt + k]);
+            }
+            for (int slot = 0; slot < kSlots; ++slot) {
+                UnitQuaternion unit(l.raw + kShapeAt + 7 * slot + 3);
+                for (int k = 0; k < 4; ++k) s.quats[4 * slot + k] = unit.q[k];
+                s.alphas[slot] = hyperbolic_tangent(l.raw[kAlphaAt + slot]);
+            }
+            s.each(out, [&](float* to, int width, const Floats* values) {
+                store_columns(RowPointers<float>(to, i, n, width).at, n, width, values);
+            });
         }
     });
 }
 
 struct AnchorGradient {
-    float *positions, *features, *offsets, *log_scales;  // rows of visible anchors are written
+    float *positions, *features, *offsets, *log_scales;  // zero in the rows of anchors that are not visible
+    void clear(int64_t rows) const {
+        parallel_chunks(rows, 4096, [&](int64_t begin, int64_t end, int64_t) {
+            auto zero = [&](float* p, int64_t width) { __builtin_memset(p + begin * width, 0, (end - begin) * width * sizeof(float)); };
+            zero(positions, 3), zero(features, kFeatures), zero(offsets, 3 * kSlots), zero(log_scales, 6);
+        });
+    }
 };
 
 // Activations and their gradients of a block of anchors, for the weight gradients: [value][anchor]. Row counts are padded to 4.
@@ -122,47 +146,47 @@ struct ActivationBlock {
     alignas(64) float v_raw[kHeads][72][kAnchorBlock];
 };
 
-// Gradients of the raw outputs of one slot, and of offsets, spans and bases, from those of the decoded slot.
+// Gradients of the raw outputs, and of offsets, positions and log scales, from those of the decoded slots.
 struct SlotPull {
-    Floats v_mean[3] = {0.0f, 0.0f, 0.0f}, v_log[6] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
+    Floats raw[kOutputs], offset[3 * kSlots], mean[3] = {0.0f, 0.0f, 0.0f};
+    Floats log_scale[6] = {0.0f, 0.0f, 0.0f, 0.0f, 0.0f, 0.0f};
 
-    void add(const DecoderLanes& l, const sd_anchors& a, int slot, int64_t first, int n, const sd_slots& v, float* v_offsets,
-             Floats* v_raw) {
-        int64_t at = first * kSlots + slot;
-        auto from = [&](const float* p, int width, int k) {
-            return p ? load_strided(p + width * at + k, width * kSlots, n) : Floats(0.0f);
-        };
-        const Floats* shape = l.raw + kShapeAt + 7 * slot;
-        for (int k = 0; k < 3; ++k) {
-            Floats mean = from(v.means, 3, k), offset = l.thirty.load(a.offsets + 3 * slot + k), moved = mean * l.span[k];
-            l.thirty.store(v_offsets + 3 * slot + k, moved);
-            v_mean[k] = v_mean[k] + mean, v_log[k] = fma(moved, offset, v_log[k]);
-            Floats gate = sigmoid(shape[k]), size = from(v.scales, 3, k) * l.base[k] * gate;
-            v_log[3 + k] = v_log[3 + k] + size;
-            v_raw[kShapeAt + 7 * slot + k] = size * (1.0f - gate);
-            Floats color = sigmoid(l.raw[kColorAt + 3 * slot + k]);
-            v_raw[kColorAt + 3 * slot + k] = from(v.colors, 3, k) * color * (1.0f - color);
+    SlotPull(const DecoderLanes& l, const SlotLanes& v) {
+        for (int i = 0; i < 3 * kSlots; ++i) {
+            int k = i % 3, at = kShapeAt + i / 3 * 7 + k;
+            offset[i] = v.means[i] * l.span[k];
+            mean[k] = mean[k] + v.means[i], log_scale[k] = fma(offset[i], l.offset[i], log_scale[k]);
+            Floats gate = sigmoid(l.raw[at]), size = v.scales[i] * l.base[k] * gate;
+            log_scale[3 + k] = log_scale[3 + k] + size;
+            raw[at] = size * (1.0f - gate);
+            Floats color = sigmoid(l.raw[kColorAt + i]);
+            raw[kColorAt + i] = v.colors[i] * color * (1.0f - color);
         }
-        Floats quat[4];
-        for (int k = 0; k < 4; ++k) quat[k] = from(v.quats, 4, k);
-        UnitQuaternion(shape + 3).pull(quat, v_raw + kShapeAt + 7 * slot + 3);
-        Floats alpha = hyperbolic_tangent(l.raw[kAlphaAt + slot]);
-        v_raw[kAlphaAt + slot] = from(v.alphas, 1, 0) * fnma(alpha, alpha, 1.0f);
+        for (int slot = 0; slot < kSlots; ++slot) {
+            int at = kShapeAt + 7 * slot + 3;
+            UnitQuaternion(l.raw + at).pull(v.quats + 4 * slot, raw + at);
+            Floats alpha = hyperbolic_tangent(l.raw[kAlphaAt + slot]);
+            raw[kAlphaAt + slot] = v.alphas[slot] * fnma(alpha, alpha, 1.0f);
+        }
     }
 };
 
 // Pulls the gradients of kLanes anchors back to the anchors and leaves the activations in the block at `lane`.
-inline void decode_lanes_backward(const sd_anchors& a, const sd_decoder& d, const sd_slots& v, int64_t first, int n, int lane,
+inline void decode_lanes_backward(const sd_anchors& a, const sd_decoder& d, const sd_slots& v_slots, int64_t first, int n, int lane,
                                   const AnchorGradient& out, ActivationBlock& block) {
     DecoderLanes l(a, first, n);
     l.run(d);
-    SlotPull pull;
-    Floats v_raw[kOutputs], v_z[kInputs];
-    for (int slot = 0; slot < kSlots; ++slot) pull.add(l, a, slot, first, n, v, out.offsets, v_raw);
+    SlotLanes v;
+    v.each(v_slots, [&](const float* from, int width, Floats* to) {
+        for (int k = 0; k < width && !from; ++k) to[k] = 0.0f;
+        if (from) load_columns(RowPointers<const float>(from, first, n, width).at, n, width, to);
+    });
+    const SlotPull pull(l, v);
+    Floats v_z[kInputs];
     for (auto& value : v_z) value = 0.0f;
     for (int head = 0, at = 0; head < kHeads; at += kHeadOutputs[head++]) {
         Floats v_hidden[kHidden], v_part[kInputs];
-        affine(d.w2[head], 1, kHidden, kHidden, kHeadOutputs[head], v_raw + at, nullptr, v_hidden);
+        affine(d.w2[head], 1, kHidden, kHidden, kHeadOutputs[head], pull.raw + at, nullptr, v_hidden);
         for (int k = 0; k < kHidden; ++k) v_hidden[k] = zero_unless(l.hidden[head][k] > 0.0f, v_hidden[k]);
         affine(d.w1[head], 1, kInputs, kInputs, kHidden, v_hidden, nullptr, v_part);
         for (int k = 0; k < kInputs; ++k) v_z[k] = v_z[k] + v_part[k];
@@ -170,20 +194,21 @@ inline void decode_lanes_backward(const sd_anchors& a, const sd_decoder& d, cons
             store(block.hidden[head][k] + lane, l.hidden[head][k]);
             store(block.v_hidden[head][k] + lane, v_hidden[k]);
         }
-        for (int k = 0; k < kHeadOutputs[head]; ++k) store(block.v_raw[head][k] + lane, v_raw[at + k]);
+        for (int k = 0; k < kHeadOutputs[head]; ++k) store(block.v_raw[head][k] + lane, pull.raw[at + k]);
     }
     for (int k = 0; k < kInputs; ++k) store(block.inputs[k] + lane, l.z[k]);
     store(block.inputs[kInputs] + lane, 1.0f);
 
-    Rows features(a.visible + first, n, kFeatures), six(a.visible + first, n, 6);
-    for (int k = 0; k < kFeatures; ++k) features.store(out.features + k, v_z[k]);
-    for (int k = 0; k < 6; ++k) six.store(out.log_scales + k, pull.v_log[k]);
     const Floats *direction = l.z + kFeatures, *v_direction = v_z + kFeatures;
     Floats along = v_direction[0] * direction[0] + v_direction[1] * direction[1] + v_direction[2] * direction[2];
-    for (int k = 0; k < 3; ++k) {
-        Floats turned = fnma(along, direction[k], v_direction[k]) * l.inverse_distance;
-        l.three.store(out.positions + k, pull.v_mean[k] + turned);
-    }
+    Floats v_position[3];
+    for (int k = 0; k < 3; ++k)
+        v_position[k] = fma(fnma(along, direction[k], v_direction[k]), l.inverse_distance, pull.mean[k]);
+    auto write = [&](float* to, int width, const Floats* values) {
+        store_columns(RowPointers<float>(to, a.visible, first, n, width).at, n, width, values);
+    };
+    write(out.features, kFeatures, v_z), write(out.log_scales, 6, pull.log_scale);
+    write(out.offsets, 3 * kSlots, pull.offset), write(out.positions, 3, v_position);
 }
 
 // One slice's sums, packed per head: w1 with b1 as a 36th column, w2 with padding rows, b2.
@@ -255,6 +280,7 @@ inline void decode_backward(const sd_anchors& anchors, const sd_decoder& decoder
     int64_t per_slice = (blocks + kMaxSlices - 1) / kMaxSlices, slices = blocks ? (blocks + per_slice - 1) / per_slice : 0;
     WeightSums* sums = scratch.array<WeightSums>(0, slices);
     ActivationBlock* activations = scratch.array<ActivationBlock>(1, thread_count());
+    out.clear(anchors.rows);
     parallel_items(slices, [&](int64_t slice, int worker) {
         ActivationBlock& block = activations[worker];
         __builtin_memset(&block, 0, sizeof block);

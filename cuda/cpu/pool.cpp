@@ -8,6 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -210,6 +213,15 @@ void sd_release_scratch(void) {
     std::lock_guard<std::mutex> lock(p.shelf);
     for (sd::Workspace* workspace : p.free) delete workspace;
     p.free.clear();
+}
+
+int32_t sd_keep_freed_memory(void) {
+#if defined(__GLIBC__)
+    // Blocks up to 1 GiB come from the heap, whose top is never trimmed: no page faults when tensors of a step return.
+    return mallopt(M_MMAP_THRESHOLD, 1 << 30) && mallopt(M_TRIM_THRESHOLD, 0x7fffffff);
+#else
+    return 0;
+#endif
 }
 
 int32_t sd_cpu_supports(const char* isa) {

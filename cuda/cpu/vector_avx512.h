@@ -75,18 +75,6 @@ inline void store_strided(float* p, int stride, Floats a, int n) {  // scalar st
         for (int i = 0; i < n; ++i) p[i * stride] = lanes[i];
 }
 
-struct Rows {  // rows ids[0 .. n) of arrays with `stride` columns
-    __m512i index;
-    __mmask16 lanes;
-    Rows(const int64_t* ids, int n, int stride) : lanes(first_lanes(n).bits) {
-        int32_t at[kLanes] = {};
-        for (int i = 0; i < n; ++i) at[i] = static_cast<int32_t>(ids[i] * stride);
-        index = _mm512_loadu_si512(at);
-    }
-    Floats load(const float* column) const { return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), lanes, index, column, 4); }
-    void store(float* column, Floats a) const { _mm512_mask_i32scatter_ps(column, lanes, index, a.v, 4); }
-};
-
 inline Floats scale_by_power(Floats a, Floats whole) { return _mm512_scalef_ps(a.v, whole.v); }  // a 2^whole
 inline Floats exponent(Floats a) { return _mm512_getexp_ps(a.v); }
 inline Floats mantissa(Floats a) { return _mm512_getmant_ps(a.v, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero); }  // in [1, 2)
@@ -116,6 +104,44 @@ inline void sums16(const Floats* a, float* out) {
     __m512 t = _mm512_add_ps(_mm512_shuffle_f32x4(q0, q1, 0x88), _mm512_shuffle_f32x4(q0, q1, 0xdd));
     __m512 u = _mm512_add_ps(_mm512_shuffle_f32x4(q2, q3, 0x88), _mm512_shuffle_f32x4(q2, q3, 0xdd));
     _mm512_storeu_ps(out, _mm512_add_ps(_mm512_shuffle_f32x4(t, u, 0x88), _mm512_shuffle_f32x4(t, u, 0xdd)));
+}
+namespace detail {
+inline void transpose16(__m512* r) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 4) {  // 4x4 blocks within 128-bit groups
+        __m512 a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);
+        __m512 c = _mm512_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm512_unpackhi_ps(r[i + 2], r[i + 3]);
+        t[i] = _mm512_shuffle_ps(a, c, 0x44), t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44), t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {  // 4x4 of the groups
+        __m512 a = _mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), b = _mm512_shuffle_f32x4(t[i], t[i + 4], 0xdd);
+        __m512 c = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0x88), d = _mm512_shuffle_f32x4(t[i + 8], t[i + 12], 0xdd);
+        r[i] = _mm512_shuffle_f32x4(a, c, 0x88), r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88), r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+}
+}  // namespace detail
+
+// out[c] = column c of n rows, row i in lane i (0 in the lanes from n on); `in` the other way round
+inline void load_columns(const float* const* rows, int n, int columns, Floats* out) {
+    for (int c = 0; c < columns; c += 16) {
+        int width = columns - c < 16 ? columns - c : 16;
+        __m512 block[16];
+        for (int i = 0; i < 16; ++i)
+            block[i] = i < n ? _mm512_maskz_loadu_ps(first_lanes(width).bits, rows[i] + c) : _mm512_setzero_ps();
+        detail::transpose16(block);
+        for (int k = 0; k < width; ++k) out[c + k] = block[k];
+    }
+}
+inline void store_columns(float* const* rows, int n, int columns, const Floats* in) {
+    for (int c = 0; c < columns; c += 16) {
+        int width = columns - c < 16 ? columns - c : 16;
+        __m512 block[16];
+        for (int k = 0; k < 16; ++k) block[k] = k < width ? in[c + k].v : _mm512_setzero_ps();
+        detail::transpose16(block);
+        for (int i = 0; i < n; ++i) _mm512_mask_storeu_ps(rows[i] + c, first_lanes(width).bits, block[i]);
+    }
 }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

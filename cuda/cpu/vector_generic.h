@@ -115,22 +115,6 @@ inline void store_strided(float* p, int stride, Floats a, int n) {
     for (int i = 0; i < n && i < kLanes; ++i) p[i * stride] = a.v[i];
 }
 
-struct Rows {  // rows ids[0 .. n) of arrays with `stride` columns
-    int64_t at[kLanes];
-    int n;
-    Rows(const int64_t* ids, int count, int stride) : n(count) {
-        for (int i = 0; i < n; ++i) at[i] = ids[i] * stride;
-    }
-    Floats load(const float* column) const {
-        Floats r = 0.0f;
-        for (int i = 0; i < n; ++i) r.v[i] = column[at[i]];
-        return r;
-    }
-    void store(float* column, Floats a) const {
-        for (int i = 0; i < n; ++i) column[at[i]] = a.v[i];
-    }
-};
-
 inline Floats scale_by_power(Floats a, Floats whole) {  // a 2^whole; 0 below 2^-126
     Vec n = max(min(whole, 127.0f), -127.0f).v;
     return a * from_bits((__builtin_convertvector(n, Bits) + 127) << 23);
@@ -165,6 +149,18 @@ inline void sums16(const Floats* a, float* out) {
 #else
     for (int i = 0; i < 16; ++i) out[i] = sum(a[i]);
 #endif
+}
+// out[c] = column c of n rows, row i in lane i (0 in the lanes from n on); `in` the other way round
+inline void load_columns(const float* const* rows, int n, int columns, Floats* out) {
+    for (int c = 0; c < columns; ++c) {
+        Floats value = 0.0f;
+        for (int i = 0; i < n; ++i) value.v[i] = rows[i][c];
+        out[c] = value;
+    }
+}
+inline void store_columns(float* const* rows, int n, int columns, const Floats* in) {
+    for (int i = 0; i < n; ++i)
+        for (int c = 0; c < columns; ++c) rows[i][c] = in[c].v[i];
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 

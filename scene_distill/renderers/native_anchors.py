@@ -25,6 +25,7 @@ class Anchors(ctypes.Structure):
     """``sd_anchors``: the visible rows of the anchor arrays and the camera centre."""
 
     _fields_ = [
+        ("rows", c_int64),
         ("count", c_int64),
         *((name, c_void_p) for name in ("visible", "positions", "features", "offsets", "log_scales", "camera_center")),
     ]
@@ -43,7 +44,11 @@ def _decoder(weights: Sequence[Tensor]) -> Decoder:
 
 def _anchors(fields: Sequence[Tensor], visible: Tensor, camera_center: Tensor) -> Anchors:
     return Anchors(
-        visible.shape[0], visible.data_ptr(), *(field.data_ptr() for field in fields), camera_center.data_ptr()
+        fields[0].shape[0],
+        visible.shape[0],
+        visible.data_ptr(),
+        *(field.data_ptr() for field in fields),
+        camera_center.data_ptr(),
     )
 
 
@@ -76,7 +81,7 @@ def decode_anchors_backward(
     isa: str | None = None,
 ) -> list[Tensor]:
     """Gradients of the four anchor tensors (zero where not visible) and of the twelve weights."""
-    fields = [torch.zeros_like(field) for field in anchors]
+    fields = [torch.empty_like(field) for field in anchors]
     heads = [torch.empty_like(weight) for weight in weights]
     native.load(isa).functions["sd_decode_backward"](
         byref(_anchors(anchors, visible, camera_center)), byref(_decoder(weights)), byref(_slots(grads)),
