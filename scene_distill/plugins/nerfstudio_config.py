@@ -125,6 +125,7 @@ class RunTrainerConfig(TrainerConfig):
         with one_sentence():
             self._take_settings_file(sys.argv[1:])
             self._tell_tools()
+            self.set_experiment_name()
             if self.timestamp == STAMP and self.resume:
                 self._find_run()
             super().set_timestamp()

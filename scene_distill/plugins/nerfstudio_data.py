@@ -18,6 +18,7 @@ from nerfstudio.data.utils.dataloaders import FixedIndicesEvalDataloader
 from scene_distill.plugins.nerfstudio_cameras import cameras_for_nerfstudio
 from scene_distill.plugins.nerfstudio_dataparser import SceneDataParser, SceneDataParserConfig
 from scene_distill.plugins.nerfstudio_errors import one_sentence
+from scene_distill.plugins.nerfstudio_start_view import StartView
 
 
 @dataclass
@@ -60,6 +61,7 @@ class SceneDatamanager(FullImageDatamanager[SceneDataset]):
         config = replace(config, dataparser=replace(config.dataparser, downscale_factor=None))
         with one_sentence():
             super().__init__(config, **kwargs)
+            self.start_view = StartView(self.dataparser.scene)
 
     def create_train_dataset(self) -> SceneDataset:
         """The views that are trained on."""

@@ -64,7 +64,8 @@ class SceneModel(Model):
                 depth = rendering.depth[..., None] * _ray_length(ours)[..., None].to(alpha.device)
             outputs = {"rgb": rgb, "depth": depth, "accumulation": alpha}
             if obb_box is not None:
-                inside = obb_box.within(_surface(ours, depth.cpu()).to(obb_box.R))[..., None].to(depth.device)
+                points = _surface(ours, depth.cpu()).reshape(-1, 3).to(obb_box.R)
+                inside = obb_box.within(points).reshape(depth.shape).to(depth.device)
                 outputs = {name: picture * inside for name, picture in outputs.items()}
             return {name: picture.to(camera.device) for name, picture in outputs.items()}
 
