@@ -51,7 +51,7 @@ class BakeSettings:
     """
 
     sh_degree: int = 3
-    views_per_anchor: int = 24
+    views_per_anchor: int = 12
     ridge: float = 0.02
     frustum_margin: float = 0.1
     slots_in_memory: int = 1 << 14
