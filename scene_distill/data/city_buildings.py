@@ -13,7 +13,7 @@ WALLS = (
     linear(206, 196, 176), linear(190, 166, 132), linear(150, 92, 74), linear(196, 180, 150), linear(176, 122, 96),
     linear(208, 204, 194), linear(184, 154, 116), linear(130, 82, 68), linear(168, 174, 174), linear(196, 162, 138),
 )  # fmt: skip
-TRIM = (linear(198, 194, 184), linear(176, 170, 158), linear(122, 114, 106))
+TRIM = (linear(190, 186, 176), linear(176, 170, 158), linear(122, 114, 106))
 TILE_COLORS = (
     linear(164, 94, 70), linear(148, 80, 62), linear(124, 74, 62), linear(108, 106, 108), linear(90, 92, 100),
     linear(180, 114, 84),

@@ -12,8 +12,8 @@ import numpy as np
 from scene_distill.data.city_mesh import linear
 from scene_distill.data.city_noise import Noise, band, mix, stripes
 
-ASPHALT = np.array(linear(120, 119, 119), np.float32)
-MARKING = np.array(linear(186, 185, 179), np.float32)
+ASPHALT = np.array(linear(124, 123, 122), np.float32)
+MARKING = np.array(linear(180, 179, 173), np.float32)
 PAVEMENT = np.array(linear(158, 154, 146), np.float32)
 KERB = np.array(linear(172, 169, 162), np.float32)
 GRASS = np.array(linear(112, 128, 78), np.float32)

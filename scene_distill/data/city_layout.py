@@ -18,7 +18,7 @@ from scene_distill.data.city_mesh import CityMesh, Kind, MeshBuilder, Paint, Pla
 
 BLOCK_KINDS = ("perimeter", "houses", "offices", "park", "industry", "terraces")
 LOT_GROUND = {"perimeter": LOT_PAVED, "offices": LOT_PAVED, "industry": LOT_YARD}
-LEAVES = (linear(90, 112, 62), linear(104, 122, 66), linear(80, 102, 62), linear(120, 124, 72), linear(76, 96, 66))
+LEAVES = (linear(96, 116, 68), linear(108, 124, 72), linear(88, 108, 68), linear(120, 125, 76), linear(84, 102, 72))
 CARS = (
     linear(190, 190, 192), linear(80, 82, 88), linear(150, 52, 46), linear(60, 84, 126), linear(150, 156, 162),
     linear(184, 184, 186), linear(70, 72, 76), linear(122, 128, 118),
@@ -320,11 +320,11 @@ def _street_side(builder: MeshBuilder, place: Placement, plan: StreetPlan) -> No
     for turn in range(4):
         side = place.at(0, 0, turn * np.pi / 2)
         for x in np.arange(-edge + 8.0, edge - 6.0, 8.25):
-            if rng.random() < 0.62:
+            if rng.random() < 0.5:
                 builder.slab(side.at(x, -edge + 0.9), (1.3, 1.3), 0.03, BED)
                 tree(builder, side.at(x, -edge + 0.9), rng.uniform(5.5, 8.5))
         for x in np.arange(-edge + 11.0, edge - 9.0, 5.5):
-            if rng.random() < 0.45:
+            if rng.random() < 0.4:
                 car(builder, side.at(x, -edge - 1.05, rng.normal(0, 0.02) + np.pi * (rng.random() < 0.5)))
 
 

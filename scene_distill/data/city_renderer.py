@@ -24,6 +24,8 @@ SKY = np.array([0.78, 0.86, 0.97], np.float32)
 BOUNCE = np.array([0.20, 0.18, 0.15], np.float32)
 HAZE = np.array([0.62, 0.72, 0.82], np.float32)
 EXPOSURE = 0.64
+VEIL = 0.016
+"""Light scattered into every pixel by air and lens: the darkest grey of an aerial photograph is not black."""
 _BAND = 96
 _LATTICE_M = (1.5, 1.5, 2.5)
 
@@ -197,9 +199,9 @@ class CityRenderer:
 
 
 def develop(radiance: np.ndarray) -> np.ndarray:
-    """sRGB bytes of linear radiance [..., 3]: exposure, a soft shoulder above 0.6, IEC 61966-2-1 encoding."""
-    value = radiance * np.float32(EXPOSURE)
-    knee = np.float32(0.6)
+    """sRGB bytes of linear radiance [..., 3]: exposure and veil, a soft shoulder above 0.45, IEC 61966-2-1 encoding."""
+    value = radiance * np.float32(EXPOSURE) + np.float32(VEIL)
+    knee = np.float32(0.45)
     value = np.where(value > knee, knee + (1 - knee) * (1 - np.exp(-(value - knee) / (1 - knee))), value)
     encoded = np.where(value <= 0.0031308, 12.92 * value, 1.055 * np.maximum(value, 1e-8) ** (1 / 2.4) - 0.055)
     return np.clip(np.rint(encoded * 255), 0, 255).astype(np.uint8)

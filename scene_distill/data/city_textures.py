@@ -15,7 +15,7 @@ from scene_distill.data.city_ground import MARKING, StreetPlan, grass, ground_co
 from scene_distill.data.city_mesh import CityMesh, Kind
 from scene_distill.data.city_noise import Noise, band, mix, stripes
 
-GLASS_DARK = np.array([0.085, 0.105, 0.125], np.float32)
+GLASS_DARK = np.array([0.10, 0.12, 0.14], np.float32)
 GLASS_SKY = np.array([0.18, 0.24, 0.30], np.float32)
 BLIND = np.array([0.34, 0.33, 0.30], np.float32)
 

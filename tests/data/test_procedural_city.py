@@ -208,7 +208,7 @@ def test_noise_is_smooth_and_development_is_monotone():
     x = np.linspace(-3, 3, 4000, dtype=np.float32)
     assert np.abs(np.diff(noise.smooth(x, x * 0.3))).max() < 0.005
     levels = develop(np.linspace(0, 4, 1000, dtype=np.float32))
-    assert (np.diff(levels.astype(int)) >= 0).all() and levels[0] == 0 and levels[-1] >= 250
+    assert (np.diff(levels.astype(int)) >= 0).all() and levels[0] < 45 and levels[-1] >= 250
 
 
 def test_settings_that_make_no_city_and_foreign_folders_are_refused(config, tmp_path):
