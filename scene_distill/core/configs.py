@@ -33,7 +33,7 @@ class RunConfig:
     """Units the city is cut into (K); any number from 1."""
     lanes: int = 4
     """Blocks trained side by side in one round (L); any number from 1, independent of blocks and workers."""
-    iterations: int = 2000
+    iterations: int = 1000
     """Steps per block, one view a step. Every schedule is a fraction of it."""
     image_width: int = 395
     """Width in pixels that photos are shrunk to for training and evaluation; 0 keeps the files' own."""

@@ -19,9 +19,8 @@ def decode(anchors: Anchors, decoder: GaussianDecoder, visible: Tensor, camera: 
     when <= 0), colour = sigmoid (spec momentum_gs.md, section 1). Differentiable in the learned fields and the weights.
     """
     center = torch.as_tensor(camera.center, dtype=torch.float32, device=anchors.positions.device)
-    return Gaussians(
-        *ops.decode_anchors(
-            anchors.positions, anchors.features, anchors.offsets, anchors.log_scales, visible, center,
-            list(decoder.weights),
-        )
+    means, scales, quats, opacities, colors = ops.decode_anchors(
+        anchors.positions, anchors.features, anchors.offsets, anchors.log_scales, visible, center,
+        list(decoder.weights),
     )  # fmt: skip
+    return Gaussians(means, quats, scales, opacities, colors)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from scene_distill.blocks.runtime import Method, Progress, Runtime
 from scene_distill.blocks.schedule import Round
 from scene_distill.blocks.store import State
@@ -94,6 +96,7 @@ def prepare(method_name: str, config: RunConfig, build: Build) -> Training:
     next."""
     if config.threads:
         native.set_threads(config.threads)
+    torch.set_num_threads(1)  # the native kernels have their own threads; two pools would spin against each other
     scene, width = load_for(config)
     folder = RunFolder(config.output_dir or default_folder(config, method_name))
     all_photos = sum(3 * c.width * c.height for c in (f.camera.resized(width) for f in scene.frames))

@@ -115,15 +115,15 @@ class BlockTraining:
         loss, l1, ssim = photometric.reconstruction(rendering.image, photo, config.dssim)
         if config.volume > 0:
             loss = loss + config.volume * photometric.volume(gaussians.scales, drawn, self.setting.spacing)
-        log = {"l1": float(l1), "ssim": float(ssim), "weight": self.weight}
+        log = {"l1": l1.item(), "ssim": ssim.item(), "weight": self.weight}
         if self.decoder.teaching and not self.decoder_frozen:
             with torch.set_grad_enabled(config.attach_teacher):
                 teacher = decode(anchors, self.decoder.teacher.decoder, visible, camera)
             consistency = momentum.consistency(gaussians, teacher)
             loss = loss + config.consistency * consistency
-            log["consistency"] = float(consistency)
+            log["consistency"] = consistency.item()
         loss = self.weight * loss
-        return loss, log | {"loss": float(loss)}
+        return loss, log | {"loss": loss.item()}
 
     def _step_anchors(self, anchors: Anchors, visible: Tensor, step: int) -> None:
         config, progress = self.config, step / self.config.iterations / self.config.lr_until

@@ -19,8 +19,8 @@ class MomentumGSConfig(RunConfig):
 
     partition: Literal["balanced", "grid"] = "balanced"
     """'balanced' cuts by observed points; 'grid' is the paper's regular grid in contracted space."""
-    view_threshold: float = 0.1
-    """A view trains a block when at least this share of what it sees lies in it."""
+    view_threshold: float = 0.2
+    """A view trains a block when the block fills it at least this much, relative to the view it fills most."""
 
     share_decoder: bool = True
     """One decoder for all blocks; False trains independent blocks, each with its own."""
