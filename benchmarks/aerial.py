@@ -1,6 +1,6 @@
-"""The main job on real photographs: the aerial set at 395 px with 4 and 8 blocks, through ns-train and our own command.
+"""The main job on real photographs: the aerial set at 395 px with 4 and 8 blocks, through ns-train.
 
-    python benchmarks/aerial.py [--blocks 8 4] [--steps 16000]
+    python benchmarks/aerial.py [--blocks 8 4] [--steps 8000]
 
 Figures go to benchmarks/results/aerial.json after every run.
 """
@@ -15,7 +15,7 @@ from campaign import ROOT, Campaign, shared_data
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--blocks", type=int, nargs="+", default=[8, 4])
-    parser.add_argument("--steps", type=int, default=16000, help="total steps of every run")
+    parser.add_argument("--steps", type=int, default=8000, help="total steps of every run")
     options = parser.parse_args()
     data = shared_data() / "aerial_sheffield"
     campaign = Campaign(ROOT / "benchmarks" / "results" / "aerial.json")
@@ -23,7 +23,7 @@ def main() -> None:
         name = f"aerial-{blocks}-blocks-{options.steps}-steps"
         arguments = ["momentum-gs", "--data", str(data), "--blocks", str(blocks)]
         arguments += ["--iterations", str(options.steps // blocks), "--image-width", "395"]
-        report = campaign.run(name, arguments, ROOT / "outputs" / "aerial" / name)
+        report = campaign.run_nerfstudio(name, arguments, ROOT / "outputs" / "aerial")
         results = report["results"]
         print(
             f"{name}: PSNR {results['psnr']:.2f} raw {results['psnr_corrected']:.2f} corrected, "

@@ -33,16 +33,25 @@ class Campaign:
 
     def run(self, name: str, arguments: list[str], folder: Path) -> dict[str, Any]:
         """`scene-distill train ...` into ``folder`` unless ``name`` is done (a run that was cut off resumes); its
-        metrics.json
-        with wall seconds and the process's peak memory beside it."""
-        if name in self.results:
-            return self.results[name]
+        metrics.json with wall seconds beside it."""
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
         command = [sys.executable, "-m", "scene_distill", "train", *arguments, "--output-dir", str(folder), *resume]
-        started = time.time()
-        subprocess.run(command, check=True, cwd=ROOT)
-        report = json.loads((folder / "metrics.json").read_text())
-        self.keep(name, report | {"wall_seconds": time.time() - started})
+        return self._measured(name, command, folder)
+
+    def run_nerfstudio(self, name: str, arguments: list[str], root: Path) -> dict[str, Any]:
+        """The same through `ns-train`, whose run folder is root/NAME/METHOD/run."""
+        folder = root / name / arguments[0] / "run"
+        resume = ["--resume", "True"] if (folder / "config.yaml").exists() else []
+        where = ["--output-dir", str(root), "--experiment-name", name, "--timestamp", "run"]
+        command = [str(Path(sys.executable).with_name("ns-train")), *arguments, *where, *resume]
+        return self._measured(name, command, folder)
+
+    def _measured(self, name: str, command: list[str], folder: Path) -> dict[str, Any]:
+        if name not in self.results:
+            started = time.time()
+            subprocess.run(command, check=True, cwd=ROOT)
+            report = json.loads((folder / "metrics.json").read_text())
+            self.keep(name, report | {"wall_seconds": time.time() - started})
         return self.results[name]
 
     def keep(self, name: str, value: Any) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scene_distill.core.conventions import TILE
 from scene_distill.core.errors import UserError
-from scene_distill.renderers.native import LIMITS, Limits
+from scene_distill.renderers.native import LIMITS, Limits, library_path as newest_library
 
 _ANCHOR_SLOTS = 10
 
@@ -362,14 +362,14 @@ class CudaKernels:
 
 
 def library_path() -> Path:
-    """Where the compiled kernels lie: beside this file. Raises `UserError` when the package was built without nvcc."""
-    path = Path(__file__).with_name("_scene_distill_cuda.so")
-    if not path.exists():
+    """Where the compiled kernels lie. Raises `UserError` when the package was built without nvcc."""
+    try:
+        return newest_library("_scene_distill_cuda.so")
+    except UserError:
         raise UserError(
-            f"tensors are on a GPU but the CUDA kernels {path} are missing; reinstall scene-distill "
-            "(pip install .) where nvcc is on PATH, or keep the tensors on the CPU"
-        )
-    return path
+            "tensors are on a GPU but the CUDA kernels are missing; reinstall scene-distill (pip install .) where nvcc "
+            "is on PATH, or keep the tensors on the CPU"
+        ) from None
 
 
 @functools.cache

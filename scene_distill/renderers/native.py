@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
 import os
 from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -114,16 +115,18 @@ class Library:
     functions: dict[str, ctypes._NamedFuncPointer]
 
 
-def library_path() -> Path:
-    """Where the compiled library lies: beside this file. Raises `UserError` when it was not built."""
-    path = Path(__file__).with_name("_scene_distill_cpu.so")
-    if not path.exists():
+def library_path(name: str = "_scene_distill_cpu.so") -> Path:
+    """Where a compiled library lies: in this package, whose folders an editable install spreads over the source tree and
+    site-packages; the newest build counts. Raises `UserError` when it was not built."""
+    package = importlib.import_module(__package__ or "scene_distill.renderers")
+    found = [path for folder in package.__path__ if (path := Path(folder) / name).exists()]
+    if not found:
         raise UserError(
-            f"the native CPU library {path} is missing; install the package (pip install .) or, in a source tree, run "
+            f"the compiled library {name} is missing; install the package (pip install .) or, in a source tree, run "
             "'cmake -S . -B build/dev && cmake --build build/dev', "
             "or set SCENE_DISTILL_BACKEND=reference for the slow reference"
         )
-    return path
+    return max(found, key=lambda path: path.stat().st_mtime)
 
 
 def supported_isas() -> tuple[str, ...]:
