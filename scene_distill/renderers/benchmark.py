@@ -129,6 +129,28 @@ def bench_case(case: BenchCase, repetitions: int = 12) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def bench_anchors(anchors: int = 30_000, repetitions: int = 12) -> dict[str, Any]:
+    """Milliseconds of decoding ``anchors`` visible anchors into ten slots each and of comparing two decodings."""
+    generator = torch_generator("benchmark", "anchors")
+
+    def normal(*shape: int) -> Tensor:
+        return 0.3 * torch.randn(shape, generator=generator)
+
+    fields = [normal(anchors, 3), normal(anchors, 32), normal(anchors, 10, 3), normal(anchors, 6)]
+    weights = [normal(*shape) for out in (10, 70, 30) for shape in ((32, 35), (32,), (out, 32), (out,))]
+    visible, center = torch.arange(anchors), normal(3)
+    student = ops.decode_anchors(fields[0], fields[1], fields[2], fields[3], visible, center, weights)
+    slots, teacher = list(student[1:]), [torch.roll(tensor, 1, 0) for tensor in student[1:]]
+    kernels, one = torch.ops.scene_distill, torch.ones(())
+    stages: dict[str, Callable[[], Any]] = {
+        "decode_forward": lambda: kernels.decode_anchors(*fields, visible, center, weights),
+        "decode_backward": lambda: kernels.decode_anchors_backward(*fields, visible, center, weights, list(student)),
+        "consistency_forward": lambda: kernels.momentum_consistency(slots, teacher),
+        "consistency_backward": lambda: kernels.momentum_consistency_backward(slots, teacher, one),
+    }
+    return {"anchors": anchors, "ms": {name: best_ms(call, repetitions) for name, call in stages.items()}}
+
+
 def benchmark_rasterizer(repetitions: int = 12, cases: tuple[str, ...] = ("A",)) -> dict[str, Any]:
     """Figures of the named cases on this machine: instruction set, threads, milliseconds, and how much faster than
     OpenSplat.
@@ -136,10 +158,12 @@ def benchmark_rasterizer(repetitions: int = 12, cases: tuple[str, ...] = ("A",))
     The minimum of ``repetitions`` counts. On a busy machine give the process priority (``chrt -f 50``), or the
     figures are those of the neighbours.
     """
-    report: dict[str, Any] = {"isa": native.load().isa, "threads": native.get_threads()}
+    kept = native.keep_freed_memory()  # as a training does
+    report: dict[str, Any] = {"isa": native.load().isa, "threads": native.get_threads(), "keeps_freed_memory": kept}
     for case in CASES:
         if case.name in cases:
             report[f"case_{case.name}"] = bench_case(case, repetitions)
+    report["anchor_decoder"] = bench_anchors(repetitions=repetitions)
     if "case_A" in report:
         report["opensplat_ms"] = OPENSPLAT_CASE_A_MS
         report["times_faster"] = OPENSPLAT_CASE_A_MS / report["case_A"]["raster_ms"]
