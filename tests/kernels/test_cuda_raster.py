@@ -76,6 +76,18 @@ def test_tiny_splats_reach_only_their_rows(device):
     check(device, 1, size, splats(80, size, 3, 6, sigma=(0.05, 0.4)))
 
 
+@pytest.mark.parametrize("sigma", [0.2, 0.9])
+def test_a_lonely_splat_reaches_its_last_row(device, sigma):
+    """Nothing else in the bucket hides a row, a column or a warp that is cut off too early."""
+    size = (18, 18)
+    for y in (0.1, 3.6, 8.0, 12.4, 15.9):
+        means2d, conics, opacities, features, background, *_ = splats(1, size, 3, 3, sigma=(sigma, sigma))
+        means2d[0], opacities[0] = torch.tensor([17.0 - y, y]), 0.9
+        exact = (means2d.double(), conics.double(), opacities.double())
+        lists = reference.bin(exact, torch.ones(1), torch.ones(1, 2), size)
+        check(device, 1, size, (means2d, conics, opacities, features, background, *lists))
+
+
 def test_needles_are_not_culled(device):
     """Conics whose determinant has few correct digits in float32 fall back to the whole tile."""
     size = (32, 32)
