@@ -196,6 +196,30 @@ inline void each_pair(const Visible* visible, const int32_t* order, const TileSp
     }
 }
 
+// Counts the pairs of each tile; leaves in the histogram where each dealer writes its first pair of a tile. Returns M.
+inline int64_t count_pairs(const BinState& state, const Visible* visible, const int32_t* order, const TileSpan* spans,
+                           uint32_t* histogram, int32_t* tile_offsets) {
+    int64_t part = (state.visible + state.dealers - 1) / state.dealers;
+    parallel_items(state.dealers, [&](int64_t d, int) {
+        uint32_t* h = histogram + d * state.tiles;
+        for (int t = 0; t < state.tiles; ++t) h[t] = 0;
+        each_pair(visible, order, spans, least(d * part, state.visible), least((d + 1) * part, state.visible), state.tiles_x,
+                  [&](int tile, int) { ++h[tile]; });
+    });
+    int64_t pairs = 0;
+    for (int t = 0; t < state.tiles; ++t) {
+        tile_offsets[t] = static_cast<int32_t>(pairs);
+        for (int d = 0; d < state.dealers; ++d) {
+            uint32_t& slot = histogram[static_cast<int64_t>(d) * state.tiles + t];
+            uint32_t here = slot;
+            slot = static_cast<uint32_t>(pairs);
+            pairs += here;
+        }
+    }
+    tile_offsets[state.tiles] = static_cast<int32_t>(pairs);
+    return pairs;
+}
+
 inline int64_t bin_count(const sd_screen& screen, const float* depths, const float* extents, int width, int height,
                          const sd_limits& limits, int32_t* tile_offsets, void** state_out) {
     Scratch scratch;
@@ -232,23 +256,7 @@ inline int64_t bin_count(const sd_screen& screen, const float* depths, const flo
     if (sorted != order)
         __builtin_memcpy(order, sorted, sizeof(int32_t) * static_cast<size_t>(total.visible));
 
-    int64_t part = (total.visible + dealers - 1) / dealers;
-    parallel_items(dealers, [&](int64_t d, int) {
-        uint32_t* h = histogram + d * state.tiles;
-        for (int t = 0; t < state.tiles; ++t) h[t] = 0;
-        each_pair(visible, order, spans, least(d * part, total.visible), least((d + 1) * part, total.visible), state.tiles_x,
-                  [&](int tile, int) { ++h[tile]; });
-    });
-    int64_t pairs = 0;
-    for (int t = 0; t < state.tiles; ++t) {
-        tile_offsets[t] = static_cast<int32_t>(pairs);
-        for (int d = 0; d < dealers; ++d) {
-            uint32_t here = histogram[static_cast<int64_t>(d) * state.tiles + t];
-            histogram[static_cast<int64_t>(d) * state.tiles + t] = static_cast<uint32_t>(pairs);
-            pairs += here;
-        }
-    }
-    tile_offsets[state.tiles] = static_cast<int32_t>(pairs);
+    int64_t pairs = count_pairs(state, visible, order, spans, histogram, tile_offsets);
     *state_out = scratch.keep();
     return pairs;
 }

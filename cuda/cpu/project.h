@@ -187,6 +187,23 @@ inline void covariance_gradient(const EllipseLanes& e, const Floats (&v_conic)[3
     v[2] = v[2] + (e.a - eps) * sharp - e.a * blurred;
 }
 
+// From the covariance U U^T, U = T R S, to scales, rotation and T.
+inline void factor_gradient(const EllipseLanes& e, const GaussianLanes& g, const Floats (&v_cov)[3], Floats (&v_scale)[3],
+                            Floats (&v_rot)[9], Floats (&v_t)[2][3]) {
+    Floats v_v[2][3];
+    for (int j = 0; j < 3; ++j) {
+        Floats v_u0 = fma(2.0f * v_cov[0], e.u[0][j], v_cov[1] * e.u[1][j]);
+        Floats v_u1 = fma(2.0f * v_cov[2], e.u[1][j], v_cov[1] * e.u[0][j]);
+        v_scale[j] = fma(v_u0, e.v[0][j], v_u1 * e.v[1][j]);
+        v_v[0][j] = v_u0 * g.scale[j], v_v[1][j] = v_u1 * g.scale[j];
+    }
+    for (int k = 0; k < 3; ++k)
+        for (int j = 0; j < 3; ++j) v_rot[3 * k + j] = fma(e.t[0][k], v_v[0][j], e.t[1][k] * v_v[1][j]);
+    for (int r = 0; r < 2; ++r)
+        for (int k = 0; k < 3; ++k)
+            v_t[r][k] = fma(v_v[r][0], e.rot[3 * k], fma(v_v[r][1], e.rot[3 * k + 1], v_v[r][2] * e.rot[3 * k + 2]));
+}
+
 inline void quaternion_gradient(const GaussianLanes& g, const Floats (&r)[9], Floats (&out)[4]) {
     Floats w = g.quat[0], x = g.quat[1], y = g.quat[2], z = g.quat[3];
     Floats s01 = r[1] + r[3], s02 = r[2] + r[6], s12 = r[5] + r[7];
@@ -220,22 +237,10 @@ inline void project_lanes_backward(const CameraLanes& camera, GaussianLanes& g, 
     EllipseLanes e;
     e.place(camera, g);
     e.shape(camera, g, limits.eps2d);
-    Floats v_cov[3];
+    Floats v_cov[3], v_scale[3], v_rot[9], v_t[2][3];
     covariance_gradient(e, v_conic, v_opacity, g.opacity, view.antialiased, limits.eps2d, v_cov);
     if (view.antialiased) v_opacity = v_opacity * e.compensation();
-
-    Floats v_scale[3], v_v[2][3], v_rot[9], v_t[2][3];
-    for (int j = 0; j < 3; ++j) {
-        Floats v_u0 = fma(2.0f * v_cov[0], e.u[0][j], v_cov[1] * e.u[1][j]);
-        Floats v_u1 = fma(2.0f * v_cov[2], e.u[1][j], v_cov[1] * e.u[0][j]);
-        v_scale[j] = fma(v_u0, e.v[0][j], v_u1 * e.v[1][j]);
-        v_v[0][j] = v_u0 * g.scale[j], v_v[1][j] = v_u1 * g.scale[j];
-    }
-    for (int k = 0; k < 3; ++k)
-        for (int j = 0; j < 3; ++j) v_rot[3 * k + j] = fma(e.t[0][k], v_v[0][j], e.t[1][k] * v_v[1][j]);
-    for (int r = 0; r < 2; ++r)
-        for (int k = 0; k < 3; ++k)
-            v_t[r][k] = fma(v_v[r][0], e.rot[3 * k], fma(v_v[r][1], e.rot[3 * k + 1], v_v[r][2] * e.rot[3 * k + 2]));
+    factor_gradient(e, g, v_cov, v_scale, v_rot, v_t);
 
     Floats v_j00 = zero, v_j02 = zero, v_j11 = zero, v_j12 = zero;
     for (int k = 0; k < 3; ++k) {
