@@ -99,7 +99,7 @@ class Matching:
     found_share: float = 0.55
     noise_m: float = 0.03
     noise_px: float = 0.35
-    least_views: int = 3
+    least_views: int = 2
 
 
 def survey_points(
@@ -149,7 +149,7 @@ def _candidates(
     for camera, photo, depth in zip(cameras, photos, depths, strict=True):
         grey = photo.astype(np.float32).mean(axis=2)
         contrast = np.abs(np.gradient(grey, axis=0)) + np.abs(np.gradient(grey, axis=1))
-        weight = np.where(depth > 0, np.minimum(contrast, 30) + 6, 0).ravel()
+        weight = np.where(depth > 0, np.minimum(contrast, 24) + 10, 0).ravel()
         picked = rng.choice(
             weight.size, size=min(share, int((weight > 0).sum())), replace=False, p=weight / weight.sum()
         )

@@ -33,7 +33,7 @@ from scene_distill.data.colmap import ColmapCamera, ColmapImage, ColmapModel, Co
 from scene_distill.data.posed import Progress
 
 SOURCE = "scene-distill procedural city"
-VERSION = 5
+VERSION = 6
 """Counts changes of the generator that change its pictures: older cached cities are made again."""
 DEPTH_UNIT_M = 0.005
 """Metres per grey level of the 16-bit depth maps; 0 means nothing was hit."""

@@ -117,7 +117,7 @@ def test_depth_is_the_nearest_triangle_along_the_ray(renderer):
 def test_tracks_are_exactly_the_visible_and_land_on_their_colour(root, scene, renderer):
     model = read_model(root / "sparse" / "0")
     points = model.points
-    assert (np.diff(points.offsets) >= 3).all()
+    assert (np.diff(points.offsets) >= 2).all()
     errors, far = [], 0
     for image, frame in zip(model.images, scene.frames, strict=True):
         row = image.point_ids - 1
