@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scene_distill.core.conventions import TILE
 from scene_distill.core.errors import UserError
-from scene_distill.renderers import autograd, cpu
+from scene_distill.renderers import autograd, cpu, cuda
 
 LIBRARY = torch.library.Library("scene_distill", "DEF")
 MAX_CHANNELS = 512
@@ -48,6 +48,7 @@ for _schema in (
 ):
     LIBRARY.define(_schema)
 cpu.register(LIBRARY)
+cuda.register(LIBRARY)
 autograd.register(LIBRARY)
 
 _OPS = torch.ops.scene_distill

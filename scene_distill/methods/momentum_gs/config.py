@@ -22,6 +22,13 @@ class MomentumGSConfig(RunConfig):
     view_threshold: float = 0.2
     """A view trains a block when the block fills it at least this much, relative to the view it fills most."""
 
+    assignment: Literal["points", "render"] = "points"
+    """How views find their blocks: by the points they see, or by the paper's coarse pre-run and render differences."""
+    coarse_iterations: int = 500
+    """Steps of the coarse pre-run (paper: 30,000)."""
+    render_threshold: float = 0.05
+    """1 - SSIM that a view must lose without a block, for the render assignment (paper: 0.03 to 0.05)."""
+
     share_decoder: bool = True
     """One decoder for all blocks; False trains independent blocks, each with its own."""
     momentum: float = 0.9

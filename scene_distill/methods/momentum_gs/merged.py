@@ -62,7 +62,8 @@ class MergedCity:
 
     @torch.no_grad()
     def slots(self, camera_center: np.ndarray, rows: Tensor) -> Gaussians:
-        """All slots of the anchors ``rows`` as seen from a position [3], both in the training frame, anchor by anchor."""
+        """All slots of the anchors ``rows`` as seen from a position [3], both in the training frame, anchor by
+        anchor."""
         pose = np.eye(4)
         pose[:3, 3] = -np.asarray(camera_center)
         return self._decode(rows, Camera(1, 1, 1.0, 1.0, 0.5, 0.5, pose))

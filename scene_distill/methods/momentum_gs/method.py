@@ -4,6 +4,7 @@ city."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +21,7 @@ from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Frame, Scene
 from scene_distill.methods.momentum_gs.block import BlockSetting, BlockTraining, View, first_block_state
+from scene_distill.methods.momentum_gs.coarse import render_difference, train_coarse
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.momentum_gs.decoder_training import DecoderTraining
 from scene_distill.methods.momentum_gs.merged import FIELDS, MergedCity
@@ -41,13 +43,27 @@ class MomentumGS:
         self.config, self.scene, self.images = config, scene, images
         self.visibility = observe(scene)
         self.partition: Partition = partition(scene, config.blocks, scheme=config.partition, visibility=self.visibility)
-        self.assignment = assigning.assign_views(
-            scene, self.partition, threshold=config.view_threshold, visibility=self.visibility
-        )
+        self.assignment = self._assign()
         self.spacing = assigning.point_spacing(scene.points)
         self.origin = np.round(np.median(scene.points, axis=0), 3)
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
         self.shared: DecoderTraining = DecoderTraining(config, max(shared_steps(self.rounds), 1), config.seed, "shared")
+
+    def _assign(self) -> np.ndarray:
+        """Which train view trains which block, [V, K] bool."""
+        config = self.config
+        if config.assignment == "points":
+            return assigning.assign_views(
+                self.scene, self.partition, threshold=config.view_threshold, visibility=self.visibility
+            )
+        coarse = replace(
+            config, blocks=1, lanes=1, iterations=config.coarse_iterations, consistency=0.0, assignment="points"
+        )
+        whole = MomentumGS(coarse, self.scene, self.images)
+        difference = render_difference(whole, train_coarse(whole), self.partition)
+        return assigning.assign_views_by_render(
+            self.scene, self.partition, difference, threshold=config.render_threshold, visibility=self.visibility
+        )
 
     def first_state(self, unit: int) -> State:
         """Anchors at the block's own points and at what its views see beyond the cell; fresh moments and statistics."""
