@@ -14,7 +14,7 @@ import textwrap
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, Type  # noqa: UP035 (nerfstudio's field types are compared by tyro)
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 import tyro
@@ -75,12 +75,12 @@ def _pipeline(method: str) -> VanillaPipelineConfig:
 class RunTrainerConfig(TrainerConfig):
     """A run of our engine under nerfstudio. OUTPUT_DIR/EXPERIMENT/METHOD/TIMESTAMP is the engine's run folder."""
 
-    _target: Type = field(default_factory=lambda: Trainer)  # noqa: UP006
+    _target: type = field(default_factory=lambda: Trainer)
     """target class to instantiate"""
     vis: Literal[
         "viewer", "tensorboard", "wandb", "comet", "viewer+tensorboard", "viewer+wandb", "viewer+comet"
     ] = "viewer"  # fmt: skip
-    """Who looks on: the viewer in the browser, and loggers. Without a browser connected the viewer costs nothing."""
+    """Who looks on: the viewer in the browser, and loggers. The viewer costs next to nothing while no browser is open."""
     machine: WorkerConfig = field(default_factory=WorkerConfig)
     """Where to train"""
     logging: LoggingConfig = field(default_factory=_logging)
@@ -93,7 +93,7 @@ class RunTrainerConfig(TrainerConfig):
     """Viewer configuration"""
     optimizers: dict[str, Any] = field(default_factory=dict)
     """None: the engine has its own"""
-    config: Optional[Path] = None  # noqa: UP045
+    config: Path | None = None
     """YAML file with settings; flags given beside it win."""
 
     if TYPE_CHECKING:  # words of `RunConfig`, which every generated class has

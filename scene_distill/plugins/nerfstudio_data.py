@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Type  # noqa: UP035 (nerfstudio's field types are compared by tyro)
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from scene_distill.plugins.nerfstudio_start_view import StartView
 class SceneDatamanagerConfig(FullImageDatamanagerConfig):
     """Photos ``image_width`` pixels wide (0: their own width), read when needed."""
 
-    _target: Type = field(default_factory=lambda: SceneDatamanager)  # noqa: UP006
+    _target: type = field(default_factory=lambda: SceneDatamanager)
     """target class to instantiate"""
     dataparser: SceneDataParserConfig = field(default_factory=SceneDataParserConfig)
     """where the scene is and what is held out"""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional, Type  # noqa: UP035 (nerfstudio's field types are compared by tyro)
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nerfstudio.data.dataparsers.base_dataparser import DataParser, DataParserConfig, DataparserOutputs
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 class SceneDataParserConfig(DataParserConfig):
     """A COLMAP folder, a transforms.json, or a folder of photos; the world frame and scale are kept."""
 
-    _target: Type = field(default_factory=lambda: SceneDataParser)  # noqa: UP006
+    _target: type = field(default_factory=lambda: SceneDataParser)
     """target class to instantiate"""
     test_every: int = 8
     """Every n-th photo in name order is held out; 0 holds out none."""
-    test_list: Optional[Path] = None  # noqa: UP045
+    test_list: Path | None = None
     """Text file with one photo name per line to hold out instead of every n-th."""
-    downscale_factor: Optional[float] = None  # noqa: UP045
+    downscale_factor: float | None = None
     """How many times smaller to look at the photos; for scene-distill's own methods only."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Type  # noqa: UP035 (nerfstudio's field types are compared by tyro)
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nerfstudio.cameras.cameras import Cameras
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class SceneModelConfig(ModelConfig):
     """Which method's trained scenes the model holds."""
 
-    _target: Type = field(default_factory=lambda: SceneModel)  # noqa: UP006
+    _target: type = field(default_factory=lambda: SceneModel)
     """target class to instantiate"""
     method: str = ""
     """name of the method"""

@@ -26,7 +26,7 @@ class StartView(ViewerControl):
     def __init__(self, scene: Scene) -> None:
         centers = np.stack([frame.camera.center for frame in scene.frames])
         self.camera: Camera = scene.train_frames[0].camera
-        self.up = tuple(float(x) for x in scene.up)
+        self.up = np.asarray(scene.up, float)
         self.spacing = float(np.linalg.norm(np.ptp(centers, axis=0))) / max(len(centers) ** 0.5, 1.0)
 
     def _setup(self, viewer: Any) -> None:
