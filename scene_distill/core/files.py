@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -14,9 +15,9 @@ from scene_distill.core.errors import UserError
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write(temporary)`` and rename the result to ``path``; a kill or a full disk leaves the old file as it
     was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
@@ -27,7 +28,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:

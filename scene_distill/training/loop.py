@@ -97,6 +97,7 @@ def prepare(method_name: str, config: RunConfig, build: Build) -> Training:
     if config.threads:
         native.set_threads(config.threads)
     torch.set_num_threads(1)  # the native kernels have their own threads; two pools would spin against each other
+    native.keep_freed_memory()
     scene, width = load_for(config)
     folder = RunFolder(config.output_dir or default_folder(config, method_name))
     all_photos = sum(3 * c.width * c.height for c in (f.camera.resized(width) for f in scene.frames))
@@ -115,7 +116,7 @@ def load_for(config: RunConfig) -> tuple[Scene, int]:
     """The scene of a config and the width its photos are used at."""
     if config.data is None:
         raise UserError("no data given; add --data with a COLMAP folder, a transforms.json or a folder of photos")
-    with progress("structure from motion", 100) as meter:
+    with progress("reading the scene", 100) as meter:
         scene = load_scene(
             config.data, test_every=config.test_every, test_list=config.test_list,
             progress=lambda stage, done, total: meter.update(100 * done // max(total, 1), stage),
