@@ -2,9 +2,11 @@
 
 import ctypes
 import hashlib
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from cuda_emulator import HEADERS, ROOT
 
 from scene_distill import renderers
 from scene_distill.core.errors import UserError
-from scene_distill.renderers import cuda, ops
+from scene_distill.renderers import cuda, ops  # noqa: F401  (ops registers the kernels)
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
@@ -103,13 +105,28 @@ def test_launchers_are_bound_completely():
 
 
 def test_every_op_has_a_cuda_kernel():
-    registered = [torch._C._dispatch_has_kernel_for_dispatch_key(f"scene_distill::{name}", "CUDA") for name in cuda.OPS]
-    if not any(registered):
-        cuda.register(ops.LIBRARY)
-    for name in cuda.OPS:
-        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"scene_distill::{name}", "CUDA"), name
-    schemas = {schema.name for schema in torch._C._jit_get_all_schemas()}
-    assert {f"scene_distill::{name}" for name in cuda.OPS} == {n for n in schemas if n.startswith("scene_distill::")}
+    schemas = {schema.name.removeprefix("scene_distill::") for schema in torch._C._jit_get_all_schemas()
+               if schema.name.startswith("scene_distill::")}  # fmt: skip
+    registered = {n for n in schemas if torch._C._dispatch_has_kernel_for_dispatch_key(f"scene_distill::{n}", "CUDA")}
+    assert registered == schemas == set(cuda.OPS)
+
+
+def test_registration_needs_no_gpu_and_no_library():
+    """Importing the ops neither starts CUDA nor opens the compiled kernels: machines without either draw on the CPU."""
+    program = """
+import time, torch
+start = time.perf_counter()
+from scene_distill.renderers import cuda, ops  # noqa: F401  (ops registers the kernels)
+assert time.perf_counter() - start < 5, "the import took longer than five seconds"
+assert not torch.cuda.is_initialized() and cuda.load.cache_info().currsize == 0
+assert "_scene_distill_cuda" not in open("/proc/self/maps").read()
+assert torch._C._dispatch_has_kernel_for_dispatch_key("scene_distill::raster", "CUDA")
+black = torch.zeros(8, 9, 3)
+assert ops.l1_ssim(black, black)[0] == 0
+"""
+    command, environment = [sys.executable, "-c", program], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def test_missing_library_is_one_clear_sentence(monkeypatch, tmp_path):
