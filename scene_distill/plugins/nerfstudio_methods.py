@@ -5,6 +5,9 @@ config becomes an attribute too, so that a saved config.yml finds it again. Noth
 until a run is set up.
 """
 
+import importlib
+import os
+
 from nerfstudio.plugins.types import MethodSpecification
 
 from scene_distill.methods import METHODS
@@ -14,3 +17,6 @@ for _entry in METHODS.values():
     _kind = trainer_config_class(_entry, __name__)
     globals()[_kind.__name__] = _kind
     globals()[_entry.name.replace("-", "_")] = MethodSpecification(_kind(), _entry.description)
+
+if os.environ.get("SCENE_DISTILL_GSPLAT") == "1":
+    importlib.import_module("scene_distill.plugins.gsplat_splatfacto").install_or_say()
