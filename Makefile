@@ -9,8 +9,7 @@ demo: install
 	$(BIN)/scene-distill data city outputs/demo-city --recipe city_demo
 	rm -rf $(RUN)
 	$(BIN)/scene-distill train momentum-gs --config configs/demo.yaml --data outputs/demo-city --output-dir $(RUN)
-	$(BIN)/scene-distill export $(RUN) --format ply
-	$(BIN)/scene-distill export $(RUN) --format splat
+	$(BIN)/scene-distill export $(RUN) --format ply splat
 
 test: install
 	$(BIN)/ruff check .
