@@ -5,6 +5,7 @@
 #include <cstdlib>
 
 #include "runtime.h"
+#include "sanitizer.h"
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -14,7 +15,7 @@ namespace simt {
 
 namespace {
 
-constexpr size_t kStackBytes = 64 << 10;
+constexpr size_t kStackBytes = (kSanitized ? 256 : 64) << 10;  // the sanitizer puts space around every variable
 
 void* map_stack() {
     void* stack =
@@ -65,6 +66,7 @@ struct Fiber::Context {
 
 void Fiber::start(void (*entry)()) {
     constexpr int kSavedRegisters = 6;
+    allow(context_->stack, kStackBytes);
     void** top = reinterpret_cast<void**>(context_->stack + kStackBytes - 64);
     *--top = nullptr;  // keeps the stack aligned as after a call
     *--top = reinterpret_cast<void*>(entry);
@@ -83,6 +85,7 @@ struct Fiber::Context {
 };
 
 void Fiber::start(void (*entry)()) {
+    allow(context_->stack, kStackBytes);
     getcontext(&context_->own);
     context_->own.uc_stack.ss_sp = context_->stack;
     context_->own.uc_stack.ss_size = kStackBytes;
@@ -96,6 +99,9 @@ void Fiber::suspend() { swapcontext(&context_->own, &context_->scheduler); }
 #endif
 
 Fiber::Fiber() : context_(std::make_unique<Context>()) {}
-Fiber::~Fiber() { munmap(context_->stack, kStackBytes); }
+Fiber::~Fiber() {
+    allow(context_->stack, kStackBytes);
+    munmap(context_->stack, kStackBytes);
+}
 
 }  // namespace simt

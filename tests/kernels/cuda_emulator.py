@@ -37,9 +37,14 @@ def build(name, sources, *flags):
     return target
 
 
+SANITIZE = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-O1")
+
+
 @functools.cache
 def emulated_library():
-    return build("scene_distill_simt.so", sorted((ROOT / "cuda/gpu").glob("*.cu")), "-shared")
+    """All kernels; with SCENE_DISTILL_SANITIZE=1 instrumented for a process that runs with the address sanitizer."""
+    flags = SANITIZE if os.environ.get("SCENE_DISTILL_SANITIZE") else ()
+    return build("scene_distill_simt.so", sorted((ROOT / "cuda/gpu").glob("*.cu")), "-shared", *flags)
 
 
 def kernels(device, seed, limits=native.LIMITS):

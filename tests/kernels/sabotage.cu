@@ -42,6 +42,13 @@ __global__ void shared_overrun(float*) {
     numbers.value[threadIdx.x + 1] = 1.0f;
 }
 
+__global__ void shared_overread(float* out) {
+    SD_SHARED(Numbers, numbers);
+    numbers.value[threadIdx.x] = 1.0f;
+    __syncthreads();
+    out[threadIdx.x] = numbers.value[threadIdx.x + 1];
+}
+
 __global__ void too_much_shared(float* out) {
     SD_DYNAMIC_SHARED(float, numbers);
     out[threadIdx.x] = numbers[threadIdx.x];
@@ -83,6 +90,7 @@ const Case kCases[] = {
     {"shuffle_from_outside", shuffle_from_outside, 64, 0},
     {"different_collectives", different_collectives, 64, 0},
     {"shared_overrun", shared_overrun, 64, 0},
+    {"shared_overread", shared_overread, 64, 0},
     {"too_much_shared", too_much_shared, 64, 49 << 10},
     {"too_many_threads", correct, 1025, 0},
     {"unwritten_shared", unwritten_shared, 64, 0},
