@@ -121,7 +121,7 @@ def _stand_in(name: str, original: Callable[..., Any], per_axis: bool) -> StandI
         return projection.spherical_harmonics(given["degrees_to_use"], given["dirs"], given["coeffs"], given["masks"])
 
     projected = "means covars quats scales viewmats Ks width height eps2d near_plane far_plane radius_clip packed"
-    projected += " sparse_grad calc_compensations opacities"
+    projected += " sparse_grad calc_compensations camera_model opacities"
     drawn = "means2d conics colors opacities image_width image_height tile_size isect_offsets flatten_ids backgrounds"
     drawn += " masks packed absgrad"
     ours: dict[str, tuple[Callable[[Mapping[str, Any]], Any], frozenset[str] | None]] = {

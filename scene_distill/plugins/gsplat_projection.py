@@ -30,7 +30,8 @@ LARGEST_CUT = 3.33
 @dataclass(frozen=True)
 class Lens:
     """How gsplat was asked to project: size (width, height) px, near and far plane and smallest radius to draw, the
-    low-pass eps2d px², Mip-Splatting's compensation, and radii per axis ([..., 2], gsplat 1.5) or one (1.4)."""
+    low-pass eps2d px², Mip-Splatting's compensation, radii per axis ([..., 2], gsplat 1.5) or one (1.4), and the
+    camera model, 'pinhole' or 'ortho'."""
 
     size: tuple[int, int]
     near: float = 0.01
@@ -39,6 +40,19 @@ class Lens:
     eps2d: float = conventions.EPS2D_PX2
     antialiased: bool = False
     radius_per_axis: bool = False
+    camera_model: str = "pinhole"
+
+    def __post_init__(self) -> None:
+        if self.camera_model not in ("pinhole", "ortho"):
+            raise UserError(
+                f"gsplat on the CPU has camera_model 'pinhole' and 'ortho', not {self.camera_model!r}; "
+                "undistort the photos first"
+            )
+
+    @property
+    def orthographic(self) -> bool:
+        """Whether the camera looks in parallel rays."""
+        return self.camera_model == "ortho"
 
     @property
     def limits(self) -> native.Limits:
@@ -90,7 +104,7 @@ def _projected(
     world: tuple[Tensor, Tensor, Tensor, Tensor], camera: tuple[Tensor, Tensor], lens: Lens
 ) -> tuple[Tensor, ...]:
     """radii, means2d, conics, depths, opacities2d, extents of one camera, zero where not drawn."""
-    found = native.project(world, camera, lens.size, lens.antialiased, lens.limits)
+    found = native.project(world, camera, lens.size, lens.antialiased, lens.limits, orthographic=lens.orthographic)
     _, conics, depths, opacities2d, extents = found
     radii = radii_of(conics, opacities2d, lens.radius_per_axis)
     largest = radii.amax(-1) if lens.radius_per_axis else radii
@@ -128,7 +142,7 @@ class _Project(torch.autograd.Function):
             here: Any = tuple(None if grad is None else grad[c] for grad in given)
             *found, pose, focal = native.project_backward(
                 tuple(world), (poses[c], intrinsics[c]), lens.size, lens.antialiased, extents[c], here, camera_grad,
-                lens.limits,
+                lens.limits, orthographic=lens.orthographic,
             )  # fmt: skip
             cameras.append((pose, focal))
             totals = found if totals is None else [total.add_(part) for total, part in zip(totals, found, strict=True)]
@@ -171,7 +185,7 @@ def fully_fused_projection(given: Mapping[str, Any], radius_per_axis: bool) -> t
     compensate = given["calc_compensations"]
     lens = Lens(
         (given["width"], given["height"]), given["near_plane"], given["far_plane"], given["radius_clip"],
-        given["eps2d"], compensate, radius_per_axis,
+        given["eps2d"], compensate, radius_per_axis, given["camera_model"],
     )  # fmt: skip
     full = means.new_ones(means.shape[0]) if opacities is None else opacities
     screen = project((means, given["quats"], given["scales"], full), given["viewmats"], given["Ks"], lens)

@@ -7,6 +7,7 @@ blend with `ops.raster`, camera after camera inside one autograd node, so that `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,6 @@ from scene_distill.plugins.gsplat_projection import (
     Screen,
     project,
     refuse_sparse_gradients,
-    spherical_harmonics,
     tile_bits,
 )
 from scene_distill.renderers import ops
@@ -54,6 +54,7 @@ class Request:
     sparse_grad: bool
     absgrad: bool
     rasterize_mode: str
+    camera_model: str
 
     def __post_init__(self) -> None:
         if self.render_mode not in RENDER_MODES:
@@ -67,6 +68,8 @@ class Request:
         if rows not in ((count,), (cameras, count)) or (tail == 2 and shape[-1] != 3):
             expected = "[(C,) N, D]" if tail == 1 else "[(C,) N, K, 3] with sh_degree"
             raise UserError(f"gsplat: colors are {shape} for {cameras} cameras and {count} Gaussians, not {expected}")
+        if self.absgrad and self.colors.shape[-1] + self.render_mode.endswith("D") > ops.MAX_ABSOLUTE_CHANNELS:
+            raise UserError(f"gsplat on the CPU has absgrad for at most {ops.MAX_ABSOLUTE_CHANNELS} channels")
         refuse_tile_size(self.tile_size)
         refuse_sparse_gradients(self.packed and self.sparse_grad)
 
@@ -160,7 +163,7 @@ def rasterization(request: Request, radius_per_axis: bool) -> tuple[Tensor, Tens
     size = (request.width, request.height)
     lens = Lens(
         size, request.near_plane, request.far_plane, request.radius_clip, request.eps2d,
-        request.rasterize_mode == "antialiased", radius_per_axis,
+        request.rasterize_mode == "antialiased", radius_per_axis, request.camera_model,
     )  # fmt: skip
     world = (request.means, request.quats, request.scales, request.opacities)
     screen = project(world, request.viewmats, request.Ks, lens)
@@ -191,14 +194,14 @@ def _colors(request: Request, screen: Screen) -> Tensor:
     colors, cameras = request.colors, screen.depths.shape[0]
     if request.sh_degree is None:
         return colors if colors.dim() == 3 else colors.expand(cameras, -1, -1)
-    centers = torch.linalg.inv(request.viewmats)[:, :3, 3]
+    centers = torch.linalg.inv(request.viewmats)[:, :3, 3]  # also with parallel rays, as gsplat does
     seen = []
     for c in range(cameras):
         coefficients = colors[c] if colors.dim() == 4 else colors
         seen.append(
-            spherical_harmonics(request.sh_degree, request.means - centers[c], coefficients, masks=screen.drawn[c])
+            ops.spherical_harmonics(request.means, coefficients, centers[c], request.sh_degree, screen.extents[c])
         )
-    return torch.clamp_min(torch.stack(seen) + 0.5, 0.0)
+    return torch.stack(seen)
 
 
 def _with_depth(request: Request, screen: Screen, colors: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -322,7 +325,7 @@ def raster_gradients(
     drawn: tuple[Tensor, ...], image: tuple[Tensor, Tensor], grads: tuple[Tensor, Tensor | None], absgrad: bool
 ) -> tuple[Tensor, ...]:
     """Gradients of means2d, conics, opacities, features, background; absolute screen gradients [N, 2] or None."""
+    backward = torch.ops.scene_distill
     if absgrad:
-        raise UserError("gsplat on the CPU does not have absolute gradients yet; pass absgrad=False")
-    found = torch.ops.scene_distill.raster_backward.default(*drawn, *image, *grads)
-    return *found, None
+        return backward.raster_probed_backward.default(*drawn, *image, *grads, math.inf, True)
+    return *backward.raster_backward.default(*drawn, *image, *grads), None
