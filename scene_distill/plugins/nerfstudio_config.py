@@ -80,7 +80,7 @@ class RunTrainerConfig(TrainerConfig):
     vis: Literal[
         "viewer", "tensorboard", "wandb", "comet", "viewer+tensorboard", "viewer+wandb", "viewer+comet"
     ] = "viewer"  # fmt: skip
-    """Who looks on: the viewer in the browser, and loggers. The viewer costs next to nothing while no browser is open."""
+    """Who looks on: the viewer, which costs next to nothing while no browser is open, and loggers."""
     machine: WorkerConfig = field(default_factory=WorkerConfig)
     """Where to train"""
     logging: LoggingConfig = field(default_factory=_logging)

@@ -137,11 +137,47 @@ def test_the_run_folder_holds_what_both_sides_expect(trained: Path) -> None:
     assert all(isinstance(value, torch.Tensor) for value in content["pipeline"].values())
 
 
-def test_ns_eval_measures_what_training_measured(place: Path, trained: Path) -> None:
-    config = trained.relative_to(place) / "config.yml"
-    done = run(place, "ns-eval", "--load-config", config, "--output-path", "eval.json")
+TOOLS = """
+import sys
+from nerfstudio.scripts import eval as ns_eval, render as ns_render
+
+for words in {commands!r}:
+    sys.argv = words
+    {{"ns-eval": ns_eval, "ns-render": ns_render}}[words[0]].entrypoint()
+"""
+
+
+@pytest.fixture(scope="module")
+def looked_at(place: Path, trained: Path) -> Path:
+    """The run after ns-eval and two kinds of ns-render, in one process to import nerfstudio once.
+
+    Nerfstudio looks for ffmpeg even when only pictures are asked for; a stand-in that is never run will do.
+    """
+    path, config = os.environ["PATH"], ["--load-config", str(trained.relative_to(place) / "config.yml")]
+    if shutil.which("ffmpeg") is None:
+        (place / "bin").mkdir()
+        (place / "bin" / "ffmpeg").write_text("#!/bin/sh\nexit 1\n")
+        (place / "bin" / "ffmpeg").chmod(0o755)
+        path = f"{place / 'bin'}{os.pathsep}{path}"
+    commands = [
+        ["ns-eval", *config, "--output-path", "eval.json"],
+        ["ns-render", "dataset", *config, "--image-format", "png", "--split", "train+test"],
+        ["ns-render", "interpolate", *config, "--output-format", "images", "--interpolation-steps", "2",
+         "--output-path", "path/video.mp4"],
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", TOOLS.format(commands=commands)],
+        cwd=place, env=environment(place, PATH=path), capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    report, metrics = json.loads((place / "eval.json").read_text()), json.loads((trained / "metrics.json").read_text())
+    return trained
+
+
+def test_ns_eval_measures_what_training_measured(place: Path, looked_at: Path) -> None:
+    report, metrics = (
+        json.loads((place / "eval.json").read_text()),
+        json.loads((looked_at / "metrics.json").read_text()),
+    )
     assert report["method_name"] == "momentum-gs" and report["experiment_name"] == metrics["experiment_name"] == "city"
     assert "lpips" not in report["results"]
     for name in ("psnr", "psnr_std", "ssim", "psnr_corrected", "ssim_corrected"):
@@ -152,10 +188,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((a.astype(float) - b.astype(float)) ** 2) / 255**2))
 
 
-def test_ns_render_writes_pictures_that_look_like_the_photos(place: Path, trained: Path) -> None:
-    config = trained.relative_to(place) / "config.yml"
-    done = run(place, "ns-render", "dataset", "--load-config", config, "--image-format", "png", "--split", "train+test")
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_ns_render_writes_pictures_that_look_like_the_photos(place: Path, looked_at: Path) -> None:
     scene = load_scene(place / "city")
     values = []
     for split, frames in (("train", scene.train_frames), ("test", scene.test_frames)):
@@ -164,26 +197,13 @@ def test_ns_render_writes_pictures_that_look_like_the_photos(place: Path, traine
             picture = np.asarray(Image.open(place / "renders" / split / "rgb" / f"{Path(frame.name).stem}.png"))
             photo = np.asarray(Image.open(frame.path).resize((80, 60), Image.Resampling.BOX))
             values.append(psnr(picture, photo))
-    initial = json.loads((trained / "metrics.json").read_text())["initial_points_psnr"]
+    initial = json.loads((looked_at / "metrics.json").read_text())["initial_points_psnr"]
     assert np.mean(values) > initial + 3
     assert np.mean(values) > 12
 
 
-def test_ns_render_interpolates_where_there_is_an_ffmpeg(place: Path, trained: Path) -> None:
-    """Nerfstudio looks for the program even when only pictures are asked for; a stand-in that is never run will do."""
-    path = os.environ["PATH"]
-    if shutil.which("ffmpeg") is None:
-        (place / "bin").mkdir()
-        (place / "bin" / "ffmpeg").write_text("#!/bin/sh\nexit 1\n")
-        (place / "bin" / "ffmpeg").chmod(0o755)
-        path = f"{place / 'bin'}{os.pathsep}{path}"
-    config = trained.relative_to(place) / "config.yml"
-    done = run(place, "ns-render", "interpolate", "--load-config", config, "--output-format", "images",
-               "--interpolation-steps", "2", "--output-path", "path/video.mp4", PATH=path)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert len(list((place / "path" / "video").glob("*.jpg"))) == 4, (
-        "two steps between each two of three held-out views"
-    )
+def test_ns_render_interpolates_between_the_held_out_views(place: Path, looked_at: Path) -> None:
+    assert len(list((place / "path" / "video").glob("*.jpg"))) == 4, "two steps between each two of three views"
 
 
 def free_port() -> int:
@@ -230,15 +250,8 @@ def test_ns_viewer_shows_the_first_photo_s_view(place: Path, trained: Path) -> N
     assert psnr(picture, photo) > 12
 
 
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--data", "nowhere"], "nowhere does not exist"),
-        (["--data", "city", "--max-memory", "1MB"], "--max-memory 1MB is too small"),
-    ],
-)
-def test_a_mistake_ends_in_one_sentence(place: Path, words: list[str], sentence: str) -> None:
-    done = run(place, "ns-train", "momentum-gs", *words)
+def test_a_mistake_ends_in_one_sentence(place: Path) -> None:
+    done = run(place, "ns-train", "momentum-gs", "--data", "nowhere")
     assert done.returncode == 1
-    assert sentence in done.stderr
+    assert "error: nowhere does not exist" in done.stderr
     assert "Traceback" not in done.stderr

@@ -150,6 +150,20 @@ def test_another_setting_cannot_be_resumed(scene_folder: Path, tmp_path: Path, m
         trainer(scene_folder, monkeypatch, output_dir=tmp_path, resume=True, lanes=1).train()
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"max_memory": "1MB"}, "--max-memory 1MB is too small"),
+        ({"test_list": Path("no.txt")}, "no.txt does not exist"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(
+    scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(SystemExit, match=sentence):
+        trainer(scene_folder, monkeypatch, output_dir=tmp_path, **fields)
+
+
 def test_a_dry_run_plans_and_writes_nothing(
     scene_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
