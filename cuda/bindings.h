@@ -32,6 +32,7 @@ typedef struct sd_view {
     const float* intrinsics;      // fx, fy, cx, cy
     int32_t width, height;
     int32_t antialiased;
+    int32_t orthographic;  // u = fx x + cx, v = fy y + cy: fx, fy in px per metre
 } sd_view;
 
 // Screen-space Gaussians as `project` writes and `bin` and `raster` read them.
@@ -49,6 +50,16 @@ typedef struct sd_image {
     const int32_t* tile_offsets;   // [T + 1]
     const int32_t* pair_gaussian;  // [M]
 } sd_image;
+
+// Spherical harmonics of N Gaussians seen from a point.
+typedef struct sd_harmonics {
+    int64_t count;               // N
+    int32_t bases, degree;       // K coefficients stored, those up to `degree` (0 .. 3) used
+    const float* means;          // [N, 3]
+    const float* coefficients;   // [N, K, 3]
+    const float* camera_center;  // [3]
+    const float* extents;        // [N, 2] of the projection: rows that are not drawn are skipped; or NULL
+} sd_harmonics;
 
 typedef struct sd_decoder {
     const float* w1[3];  // [32, 35] for opacity, covariance, colour
@@ -108,6 +119,29 @@ typedef struct sd_slots {
                                             const float* image, const float* alpha, const float* v_image,                    \
                                             const float* v_alpha, float* v_means2d, float* v_conics, float* v_opacities2d,   \
                                             float* v_features, float* v_background);                                         \
+    /* As sd_raster_backward, but no channel of a pixel's v_image exceeds gradient_bound (infinite: no bound) once the */    \
+    /* pixel was scaled down, and v_absolute [N, 2] (or NULL) = sum over pixels of |dL/d(means2d)|; D <= 16 with it. */      \
+    SD_EXPORT void sd_raster_backward_probed_##isa(const sd_screen* screen, const sd_image* frame, const sd_limits* limits,  \
+                                                   const float* image, const float* alpha, const float* v_image,             \
+                                                   const float* v_alpha, float* v_means2d, float* v_conics,                  \
+                                                   float* v_opacities2d, float* v_features, float* v_background,             \
+                                                   float gradient_bound, float* v_absolute);                                 \
+    /* Sum and maximum of each Gaussian's blending weights and the number of pixels it is drawn in, [N] each; mask [H, W] */ \
+    /* or NULL: pixels with 0 do not count. Features are not read. Returns the vector blocks that were evaluated. */         \
+    SD_EXPORT int64_t sd_raster_contributions_##isa(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, \
+                                                    const uint8_t* mask, float* weight_sum, float* weight_max,               \
+                                                    int32_t* pixels);                                                        \
+    /* median [H, W]: the Gaussian that takes the transmittance to at or below 1/2, or -1. */                                \
+    SD_EXPORT void sd_raster_median_##isa(const sd_screen* screen, const sd_image* frame, const sd_limits* limits,           \
+                                          int32_t* median);                                                                  \
+    /* colors [N, 3] = max(0, 1/2 + basis . coefficients); rows that are not drawn are zero. */                              \
+    SD_EXPORT void sd_harmonics_forward_##isa(const sd_harmonics* harmonics, float* colors);                                 \
+    /* colors: what the forward pass wrote. v_camera_center [3] or NULL. */                                                  \
+    SD_EXPORT void sd_harmonics_backward_##isa(const sd_harmonics* harmonics, const float* colors, const float* v_colors,    \
+                                               float* v_means, float* v_coefficients, float* v_camera_center);               \
+    /* items x rounds x 16 independent vector multiply-adds, for timing. */                                                  \
+    SD_EXPORT float sd_multiply_add_chains_##isa(int64_t items, int64_t rounds);                                             \
+    SD_EXPORT int32_t sd_lanes_##isa(void); /* floats in a vector of this build */                                           \
     /* l1 = mean |image - target|, ssim = mean SSIM; ssim_gradient [H, W, 3] or NULL = d(mean SSIM)/d(image). */            \
     SD_EXPORT void sd_l1_ssim_forward_##isa(const float* image, const float* target, int32_t width, int32_t height,         \
                                             float* l1, float* ssim, float* ssim_gradient);                                   \

@@ -3,10 +3,13 @@
 #include "adam.h"
 #include "consistency.h"
 #include "decoder.h"
+#include "harmonics.h"
+#include "issue_rate.h"
 #include "order.h"
 #include "project.h"
 #include "raster_backward.h"
 #include "raster_forward.h"
+#include "raster_statistics.h"
 #include "ssim.h"
 
 #define SD_JOIN2(name, isa) name##_##isa
@@ -49,9 +52,37 @@ void SD_NAME(sd_raster_forward)(const sd_screen* screen, const sd_image* frame, 
 void SD_NAME(sd_raster_backward)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, const float* image,
                                  const float* alpha, const float* v_image, const float* v_alpha, float* v_means2d,
                                  float* v_conics, float* v_opacities2d, float* v_features, float* v_background) {
-    raster_backward(*screen, *frame, *limits, {image, alpha, v_image, v_alpha}, {v_means2d, v_conics, v_opacities2d, v_features},
-                    v_background);
+    raster_backward(*screen, *frame, *limits, {image, alpha, v_image, v_alpha, __builtin_inff()},
+                    {v_means2d, v_conics, v_opacities2d, v_features, nullptr}, v_background);
 }
+
+void SD_NAME(sd_raster_backward_probed)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits,
+                                        const float* image, const float* alpha, const float* v_image, const float* v_alpha,
+                                        float* v_means2d, float* v_conics, float* v_opacities2d, float* v_features,
+                                        float* v_background, float gradient_bound, float* v_absolute) {
+    raster_backward(*screen, *frame, *limits, {image, alpha, v_image, v_alpha, gradient_bound},
+                    {v_means2d, v_conics, v_opacities2d, v_features, v_absolute}, v_background);
+}
+
+int64_t SD_NAME(sd_raster_contributions)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits,
+                                         const uint8_t* mask, float* weight_sum, float* weight_max, int32_t* pixels) {
+    return raster_contributions(*screen, *frame, *limits, mask, {weight_sum, weight_max, pixels});
+}
+
+void SD_NAME(sd_raster_median)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, int32_t* median) {
+    raster_median(*screen, *frame, *limits, median);
+}
+
+void SD_NAME(sd_harmonics_forward)(const sd_harmonics* harmonics, float* colors) { harmonics_forward(*harmonics, colors); }
+
+void SD_NAME(sd_harmonics_backward)(const sd_harmonics* harmonics, const float* colors, const float* v_colors, float* v_means,
+                                    float* v_coefficients, float* v_camera_center) {
+    harmonics_backward(*harmonics, colors, v_colors, {v_means, v_coefficients}, v_camera_center);
+}
+
+float SD_NAME(sd_multiply_add_chains)(int64_t items, int64_t rounds) { return multiply_add_chains(items, rounds); }
+
+int32_t SD_NAME(sd_lanes)(void) { return kLanes; }
 
 void SD_NAME(sd_l1_ssim_forward)(const float* image, const float* target, int32_t width, int32_t height, float* l1,
                                  float* ssim, float* ssim_gradient) {

@@ -14,6 +14,7 @@ constexpr int64_t kProjectChunk = 2048;
 
 struct CameraLanes {
     Floats w[9], t[3], fx, fy, cx, cy, low_x, high_x, low_y, high_y;
+    bool orthographic;
     explicit CameraLanes(const sd_view& view, const sd_limits& limits) {
         for (int i = 0; i < 3; ++i) {
             for (int j = 0; j < 3; ++j) w[3 * i + j] = view.cam_from_world[4 * i + j];
@@ -22,7 +23,7 @@ struct CameraLanes {
         float f0 = view.intrinsics[0], f1 = view.intrinsics[1], c0 = view.intrinsics[2], c1 = view.intrinsics[3];
         float margin_x = limits.frustum_margin * 0.5f * view.width / f0;
         float margin_y = limits.frustum_margin * 0.5f * view.height / f1;
-        fx = f0, fy = f1, cx = c0, cy = c1;
+        fx = f0, fy = f1, cx = c0, cy = c1, orthographic = view.orthographic;
         low_x = -c0 / f0 - margin_x, high_x = (view.width - c0) / f0 + margin_x;
         low_y = -c1 / f1 - margin_y, high_y = (view.height - c1) / f1 + margin_y;
     }
@@ -70,11 +71,12 @@ struct EllipseLanes {
         rot[0] = 1.0f - 2.0f * (yy + zz), rot[1] = 2.0f * (xy - wz), rot[2] = 2.0f * (xz + wy);
         rot[3] = 2.0f * (xy + wz), rot[4] = 1.0f - 2.0f * (xx + zz), rot[5] = 2.0f * (yz - wx);
         rot[6] = 2.0f * (xz - wy), rot[7] = 2.0f * (yz + wx), rot[8] = 1.0f - 2.0f * (xx + yy);
-        inverse_z = 1.0f / cam[2];
+        inverse_z = k.orthographic ? Floats(1.0f) : 1.0f / cam[2];  // u = f x + c: the Jacobian is diag(fx, fy)
         Floats rx = cam[0] * inverse_z, ry = cam[1] * inverse_z;
         ratio_x = min(max(rx, k.low_x), k.high_x), ratio_y = min(max(ry, k.low_y), k.high_y);
         inside_x = (rx >= k.low_x) & (rx <= k.high_x), inside_y = (ry >= k.low_y) & (ry <= k.high_y);
         j00 = k.fx * inverse_z, j11 = k.fy * inverse_z, j02 = -j00 * ratio_x, j12 = -j11 * ratio_y;
+        if (k.orthographic) j02 = 0.0f, j12 = 0.0f;
         for (int j = 0; j < 3; ++j) {
             t[0][j] = fma(j00, k.w[j], j02 * k.w[6 + j]);
             t[1][j] = fma(j11, k.w[3 + j], j12 * k.w[6 + j]);
@@ -249,11 +251,12 @@ inline void project_lanes_backward(const CameraLanes& camera, GaussianLanes& g, 
     }
     // u = f x/z + c,  J00 = f/z,  J02 = -f ratio/z with ratio = clamp(x/z)
     Floats rx = e.cam[0] * e.inverse_z, ry = e.cam[1] * e.inverse_z;
-    Floats v_rx = fma(camera.fx, v_mean2d[0], zero_unless(e.inside_x, -e.j00 * v_j02));
-    Floats v_ry = fma(camera.fy, v_mean2d[1], zero_unless(e.inside_y, -e.j11 * v_j12));
+    bool flat = camera.orthographic;
+    Floats v_rx = fma(camera.fx, v_mean2d[0], flat ? zero : zero_unless(e.inside_x, -e.j00 * v_j02));
+    Floats v_ry = fma(camera.fy, v_mean2d[1], flat ? zero : zero_unless(e.inside_y, -e.j11 * v_j12));
     Floats along_x = fma(e.j00, v_j00, e.j02 * v_j02), along_y = fma(e.j11, v_j11, e.j12 * v_j12);
     Floats v_cam[3] = {v_rx * e.inverse_z, v_ry * e.inverse_z, zero};
-    v_cam[2] = v_depth - e.inverse_z * (fma(v_rx, rx, v_ry * ry) + along_x + along_y);
+    v_cam[2] = flat ? v_depth : v_depth - e.inverse_z * (fma(v_rx, rx, v_ry * ry) + along_x + along_y);
 
     for (int k = 0; k < 3; ++k) {
         Floats v_mean = fma(camera.w[k], v_cam[0], fma(camera.w[3 + k], v_cam[1], camera.w[6 + k] * v_cam[2]));

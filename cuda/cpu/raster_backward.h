@@ -6,7 +6,8 @@
 // are all a splat needs; the chain rule to centre, conic and opacity is done once per Gaussian.
 //
 // Work unit: one tile. No atomics: each pair owns a slot of 16 or 32 floats; then each Gaussian adds its slots in tile order,
-// so the bytes do not depend on the number of threads. Bytes: 64 read and 64 written per pair, read once more. Bound: vector
+// so the bytes do not depend on the number of threads. On request the gradient of a pixel is shortened until no channel exceeds
+// a bound (pixel-wise clipping, PGC), and sum |dL/d(centre)| over pixels is kept beside the gradient (AbsGS). Bytes: 64 read and 64 written per pair, read once more. Bound: vector
 // issue, about 45 operations per block and splat.
 #pragma once
 #include "splat.h"
@@ -15,24 +16,25 @@ namespace sd::SD_ISA {
 
 enum Moment { kOne, kX, kY, kXX, kXY, kYY, kMoments };
 
-template <int kWidth> constexpr int slot_floats() { return (kMoments + kWidth + 15) / 16 * 16; }
+// kAbs: two more sums, |dL/d(centre)| over pixels, in the slot after the channels
+template <int kWidth, bool kAbs> constexpr int slot_floats() { return (kMoments + kWidth + (kAbs ? 2 : 0) + 15) / 16 * 16; }
 
 template <int kWidth> struct TileGradient {
     Floats v[kWidth][kBlocks];
     Floats v_alpha[kBlocks], rest[kBlocks];
 };
 
-template <int kWidth> struct SplatSums {
-    Floats s[slot_floats<kWidth>()];
+template <int kWidth, bool kAbs> struct SplatSums {
+    Floats s[slot_floats<kWidth, kAbs>()];
     SplatSums() {
         for (auto& value : s) value = 0.0f;
     }
 };
 
-template <int kWidth>
+template <int kWidth, bool kAbs>
 inline void pull_half(const Splat& s, const float* color, const TileFrame& frame, int half, const Cover& cover,
                       const sd_limits& limits, Floats lane_column, Floats lane_row, Transmittance& live,
-                      TileGradient<kWidth>& grad, SplatSums<kWidth>& sums) {
+                      TileGradient<kWidth>& grad, SplatSums<kWidth, kAbs>& sums) {
     HalfExponent e(s, frame, half, cover.first, lane_column, lane_row);
     const Floats alpha_min = limits.alpha_min, alpha_max = limits.alpha_max, t_min = limits.transmittance_min;
     Floats one = 0.0f, y = 0.0f, yy = 0.0f;
@@ -55,20 +57,25 @@ inline void pull_half(const Splat& s, const float* color, const TileFrame& frame
         pull = zero_unless(drawn & (raw <= alpha_max), pull);  // a clamped alpha passes no gradient
         Floats pull_y = pull * e.dy;
         one = one + pull, y = y + pull_y, yy = fma(pull_y, e.dy, yy);
+        if (kAbs) {  // the record's conic is scaled by -log2(e) / 2 and -log2(e)
+            Floats by_x = fma(Floats(s.qxy), e.dy, (2.0f * s.qxx) * e.dx), by_y = fma(e.qyy + e.qyy, e.dy, e.linear);
+            sums.s[kMoments + kWidth] = sums.s[kMoments + kWidth] + abs(pull * by_x);
+            sums.s[kMoments + kWidth + 1] = sums.s[kMoments + kWidth + 1] + abs(pull * by_y);
+        }
     }
     Floats x = one * e.dx;
     sums.s[kOne] = sums.s[kOne] + one, sums.s[kX] = sums.s[kX] + x, sums.s[kY] = sums.s[kY] + y;
     sums.s[kXX] = fma(x, e.dx, sums.s[kXX]), sums.s[kXY] = fma(y, e.dx, sums.s[kXY]), sums.s[kYY] = sums.s[kYY] + yy;
 }
 
-template <int kWidth> inline void clear_slot(float* slot) {
-    for (int k = 0; k < slot_floats<kWidth>(); k += kLanes) store(slot + k, 0.0f);
+template <int kWidth, bool kAbs> inline void clear_slot(float* slot) {
+    for (int k = 0; k < slot_floats<kWidth, kAbs>(); k += kLanes) store(slot + k, 0.0f);
 }
 
-template <int kWidth>
+template <int kWidth, bool kAbs>
 inline void pull_tile(const Splat* splats, const float* wide, const int32_t* ids, int count, const TileFrame& frame,
                       const sd_limits& limits, Transmittance& live, TileGradient<kWidth>& grad, float* slots) {
-    constexpr int kSlot = slot_floats<kWidth>();
+    constexpr int kSlot = slot_floats<kWidth, kAbs>();
     const Floats lane_column = lane_columns(), lane_row = lane_rows();
     int k = 0;
     for (bool alive = true; k < count && alive; ++k) {
@@ -78,30 +85,38 @@ inline void pull_tile(const Splat* splats, const float* wide, const int32_t* ids
         const Splat& s = splats[ids[k]];
         Cover cover(s, frame, live);
         if (cover.empty()) {
-            clear_slot<kWidth>(slots + int64_t(k) * kSlot);
+            clear_slot<kWidth, kAbs>(slots + int64_t(k) * kSlot);
         } else {
             const float* color = kWidth > 4 ? wide + int64_t(ids[k]) * kWidth : s.color;
-            SplatSums<kWidth> sums;
+            SplatSums<kWidth, kAbs> sums;
             for (int half = 0; half < kHalves; ++half)
                 if (Cover::has(s, frame, half))
-                    pull_half<kWidth>(s, color, frame, half, cover, limits, lane_column, lane_row, live, grad, sums);
+                    pull_half<kWidth, kAbs>(s, color, frame, half, cover, limits, lane_column, lane_row, live, grad, sums);
             for (int part = 0; part < kSlot; part += 16) sums16(sums.s + part, slots + int64_t(k) * kSlot + part);
         }
         if (k % kWindowPeriod == kWindowPeriod - 1) alive = live.shrink();
     }
-    for (; k < count; ++k) clear_slot<kWidth>(slots + int64_t(k) * kSlot);
+    for (; k < count; ++k) clear_slot<kWidth, kAbs>(slots + int64_t(k) * kSlot);
 }
 
 struct ImageGradient {
     const float *image, *alpha, *v_image, *v_alpha;  // v_alpha may be null
+    float bound;                                     // of |v_image| per channel; infinite: none
 };
+
+// Factor that brings the largest channel of a pixel's gradient down to the bound (PGC, ICLR 2024): the direction is kept.
+inline float clip_factor(const float* v, int channels, float bound) {
+    float largest = 0.0f;
+    for (int k = 0; k < channels; ++k) largest = most(largest, __builtin_fabsf(v[k]));
+    return largest > bound ? bound / largest : 1.0f;
+}
 
 // Loads v and rest of one tile; returns in background[k] the tile's sum of transmittance * v_image.
 template <int kWidth>
 inline void load_gradient(const TileFrame& frame, const sd_image& image, Channels chosen, const ImageGradient& from,
                           TileGradient<kWidth>& grad, float* background) {
     alignas(64) float v[kWidth][kBlocks][kLanes] = {}, v_alpha[kBlocks][kLanes] = {}, rest[kBlocks][kLanes] = {};
-    bool with_alpha = from.v_alpha && chosen.first == 0;
+    bool with_alpha = from.v_alpha && chosen.first == 0, clipped = !__builtin_isinf(from.bound);
     float sums[kWidth] = {};
     for (int row = 0; row < frame.rows; ++row)
         for (int column = 0; column < frame.columns; ++column) {
@@ -109,8 +124,9 @@ inline void load_gradient(const TileFrame& frame, const sd_image& image, Channel
             int64_t pixel = int64_t(frame.y0 + row) * image.width + frame.x0 + column;
             int64_t at = pixel * image.channels + chosen.first;
             float total = 0.0f, t = 1.0f - from.alpha[pixel];
+            float factor = clipped ? clip_factor(from.v_image + pixel * image.channels, image.channels, from.bound) : 1.0f;
             for (int k = 0; k < chosen.count; ++k) {
-                float value = from.v_image[at + k];
+                float value = from.v_image[at + k] * factor;
                 v[k][b][l] = value;
                 total += value * from.image[at + k];
                 sums[k] += value * t;
@@ -140,13 +156,14 @@ inline void index_pairs(const int32_t* pair_gaussian, int64_t pairs, int64_t gau
 
 struct ScreenPull {
     float *means2d, *conics, *opacities2d, *features;  // features may be null
+    float* absolute;                                   // [N, 2] sum over pixels of |dL/d(centre)|, or null
 };
 
 // Adds up the slots of each Gaussian and applies the chain rule; `first` clears the geometry gradients of an earlier pass.
-template <int kWidth>
+template <int kWidth, bool kAbs>
 inline void gather_slots(const sd_screen& screen, const sd_image& image, Channels chosen, const int32_t* offset,
                          const int32_t* pair_rank, const float* slots, const ScreenPull& out) {
-    constexpr int kSlot = slot_floats<kWidth>();
+    constexpr int kSlot = slot_floats<kWidth, kAbs>();
     int64_t pairs = offset[screen.count];
     parallel_chunks(screen.count, 2048, [&](int64_t begin, int64_t end, int64_t) {
         for (int64_t g = begin; g < end; ++g) {
@@ -168,17 +185,18 @@ inline void gather_slots(const sd_screen& screen, const sd_image& image, Channel
             for (int k = 0; k < 6; ++k) *to[k] = chosen.first == 0 ? moved[k] : *to[k] + moved[k];
             for (int k = 0; k < chosen.count && out.features; ++k)
                 out.features[g * image.channels + chosen.first + k] = s[kMoments + k];
+            for (int k = 0; k < 2 && kAbs; ++k) out.absolute[2 * g + k] = kLn2 * s[kMoments + kWidth + k];
         }
     });
 }
 
-template <int kWidth>
+template <int kWidth, bool kAbs>
 inline void pull_image(const sd_screen& screen, const sd_image& image, Channels chosen, const sd_limits& limits,
                        const ImageGradient& from, const Splat* splats, const float* wide, Scratch& scratch, float* tile_background,
                        const ScreenPull& out) {
     TileGrid grid(image.width, image.height);
     int64_t pairs = image.tile_offsets[grid.tiles];
-    float* slots = scratch.array<float>(2, pairs * slot_floats<kWidth>());
+    float* slots = scratch.array<float>(2, pairs * slot_floats<kWidth, kAbs>());
     int32_t* offset = scratch.array<int32_t>(3, screen.count + 1);
     int32_t* pair_rank = scratch.array<int32_t>(4, pairs);
     parallel_items(grid.tiles + 1, [&](int64_t item, int) {
@@ -193,10 +211,10 @@ inline void pull_image(const sd_screen& screen, const sd_image& image, Channels 
                               tile_background ? tile_background + tile * image.channels : nullptr);
         Transmittance live(frame);
         int32_t begin = image.tile_offsets[tile], end = image.tile_offsets[tile + 1];
-        pull_tile<kWidth>(splats, wide, image.pair_gaussian + begin, end - begin, frame, limits, live, grad,
-                          slots + int64_t(begin) * slot_floats<kWidth>());
+        pull_tile<kWidth, kAbs>(splats, wide, image.pair_gaussian + begin, end - begin, frame, limits, live, grad,
+                          slots + int64_t(begin) * slot_floats<kWidth, kAbs>());
     });
-    gather_slots<kWidth>(screen, image, chosen, offset, pair_rank, slots, out);
+    gather_slots<kWidth, kAbs>(screen, image, chosen, offset, pair_rank, slots, out);
 }
 
 inline void raster_backward(const sd_screen& screen, const sd_image& image, const sd_limits& limits, const ImageGradient& from,
@@ -209,12 +227,15 @@ inline void raster_backward(const sd_screen& screen, const sd_image& image, cons
          chosen = next_channels(chosen.first + chosen.count, image.channels)) {
         float* wide = chosen.width > 4 ? scratch.array<float>(1, screen.count * chosen.width) : nullptr;
         pack_splats(screen, limits, image.features, image.channels, chosen, chosen.first == 0, splats, wide);
-        auto run = [&](auto pull) { pull(screen, image, chosen, limits, from, splats, wide, scratch, tile_background, out); };
+        auto run = [&](auto plain, auto absolute) {
+            auto pull = out.absolute ? absolute : plain;
+            pull(screen, image, chosen, limits, from, splats, wide, scratch, tile_background, out);
+        };
         switch (chosen.width) {
-            case 3: run(pull_image<3>); break;
-            case 4: run(pull_image<4>); break;
-            case 8: run(pull_image<8>); break;
-            default: run(pull_image<16>); break;
+            case 3: run(pull_image<3, false>, pull_image<3, true>); break;
+            case 4: run(pull_image<4, false>, pull_image<4, true>); break;
+            case 8: run(pull_image<8, false>, pull_image<8, true>); break;
+            default: run(pull_image<16, false>, pull_image<16, true>); break;
         }
     }
     for (int k = 0; k < image.channels && v_background; ++k) {

@@ -35,6 +35,45 @@ def _project_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
     return *found, None, None, None
 
 
+def _project_orthographic_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    *inputs, extents = ctx.saved_tensors
+    if all(grad is None for grad in grads[:4]):
+        return (None,) * 9
+    camera_grad = ctx.needs_input_grad[4] or ctx.needs_input_grad[5]
+    found = _OPS.project_orthographic_backward.default(*inputs, *ctx.view, extents, *grads[:4], camera_grad)
+    return *found, None, None, None
+
+
+def _raster_probed_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], *inputs[2:8], *output)
+    ctx.gradient_bound = inputs[10]
+
+
+def _raster_probed_backward(ctx: Any, v_image: Tensor | None, v_alpha: Tensor | None) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    if v_image is None and v_alpha is None:
+        return (None,) * 11
+    if v_image is None:
+        v_image = torch.zeros_like(saved[7])
+    absolute = ctx.needs_input_grad[1]
+    *found, probe = _OPS.raster_probed_backward.default(*saved, v_image, v_alpha, ctx.gradient_bound, absolute)
+    return found[0], probe if absolute else None, *found[1:], None, None, None, None, None
+
+
+def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:3], inputs[4], output)
+    ctx.degree = inputs[3]
+
+
+def _harmonics_backward(ctx: Any, v_colors: Tensor) -> tuple[Any, ...]:
+    means, coefficients, center, extents, colors = ctx.saved_tensors
+    found = _OPS.spherical_harmonics_backward.default(
+        means, coefficients, center, ctx.degree, extents, colors, v_colors, ctx.needs_input_grad[2]
+    )
+    return *found, None, None
+
+
 def _raster_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:7], *output)
@@ -106,6 +145,31 @@ def _fake_raster_backward(*inputs: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(tensor) for tensor in inputs[:5])
 
 
+def _fake_raster_probed(means2d: Tensor, probe: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _fake_raster(means2d, *rest)
+
+
+def _fake_raster_probed_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    return (*_fake_raster_backward(*inputs), torch.empty_like(inputs[0]))
+
+
+def _fake_contributions(*inputs: Any) -> tuple[Tensor, ...]:
+    opacities2d = inputs[2]
+    return (*(torch.empty_like(opacities2d) for _ in range(2)), torch.empty_like(opacities2d, dtype=torch.int32))
+
+
+def _fake_median(*inputs: Any) -> Tensor:
+    return inputs[0].new_empty((inputs[6], inputs[5]), dtype=torch.int32)
+
+
+def _fake_harmonics(means: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(means)
+
+
+def _fake_harmonics_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor) for tensor in inputs[:3])
+
+
 def _fake_l1_ssim(image: Tensor, target: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     gradient = torch.empty_like(image) if with_gradient else image.new_empty((0,))
     return image.new_empty(()), image.new_empty(()), gradient
@@ -152,6 +216,14 @@ def register(library: torch.library.Library) -> None:
         ("decode_anchors_backward", _fake_decode_backward),
         ("momentum_consistency", _fake_consistency),
         ("momentum_consistency_backward", _fake_consistency_backward),
+        ("project_orthographic", _fake_project),
+        ("project_orthographic_backward", _fake_project_backward),
+        ("raster_probed", _fake_raster_probed),
+        ("raster_probed_backward", _fake_raster_probed_backward),
+        ("raster_contributions", _fake_contributions),
+        ("raster_median", _fake_median),
+        ("spherical_harmonics", _fake_harmonics),
+        ("spherical_harmonics_backward", _fake_harmonics_backward),
     ):
         torch.library.register_fake(f"scene_distill::{name}", fake, lib=library)
     for name, context, backward in (
@@ -160,5 +232,8 @@ def register(library: torch.library.Library) -> None:
         ("l1_ssim", _l1_ssim_context, _l1_ssim_backward),
         ("decode_anchors", _decode_context, _decode_backward),
         ("momentum_consistency", _consistency_context, _consistency_backward),
+        ("project_orthographic", _project_context, _project_orthographic_backward),
+        ("raster_probed", _raster_probed_context, _raster_probed_backward),
+        ("spherical_harmonics", _harmonics_context, _harmonics_backward),
     ):
         torch.library.register_autograd(f"scene_distill::{name}", backward, setup_context=context, lib=library)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.errors import UserError
-from scene_distill.renderers import native, native_anchors, reference
+from scene_distill.renderers import native, native_anchors, native_features, reference
 
 MAX_ANCHORS = 2**31 // 32
 """Anchors that the kernels' 32-bit row offsets reach."""
@@ -21,24 +22,28 @@ def uses_reference() -> bool:
     return os.environ.get("SCENE_DISTILL_BACKEND") == "reference"
 
 
-def _project(means, quats, scales, opacities, cam_from_world, intrinsics, width, height, antialiased):
+def _project(means, quats, scales, opacities, cam_from_world, intrinsics, width, height, antialiased,
+             orthographic=False):  # fmt: skip
     world, camera = _contiguous(means, quats, scales, opacities), _contiguous(cam_from_world, intrinsics)
     if uses_reference():
         if not all(bool(torch.isfinite(tensor).all()) for tensor in world):
             raise UserError("some Gaussians have a NaN or infinite mean, quaternion, scale or opacity")
-        return _fresh(reference.project(world, camera, (width, height), antialiased))
-    return native.project(world, camera, (width, height), antialiased)
+        return _fresh(reference.project(world, camera, (width, height), antialiased, orthographic=orthographic))
+    return native.project(world, camera, (width, height), antialiased, orthographic=orthographic)
 
 
 def _project_backward(means, quats, scales, opacities, cam_from_world, intrinsics, width, height, antialiased, extents,
-                          v_means2d, v_conics, v_depths, v_opacities2d, camera_grad):  # fmt: skip
+                          v_means2d, v_conics, v_depths, v_opacities2d, camera_grad, orthographic=False):  # fmt: skip
     world, camera = _contiguous(means, quats, scales, opacities), _contiguous(cam_from_world, intrinsics)
     grads = _contiguous(v_means2d, v_conics, v_depths, v_opacities2d)
     if uses_reference():
         return _pull_back(
-            lambda *t: reference.project(t[:4], t[4:], (width, height), antialiased)[:4], (*world, *camera), grads
-        )
-    return native.project_backward(world, camera, (width, height), antialiased, extents, grads, camera_grad)
+            lambda *t: reference.project(t[:4], t[4:], (width, height), antialiased, orthographic=orthographic)[:4],
+            (*world, *camera), grads,
+        )  # fmt: skip
+    return native.project_backward(
+        world, camera, (width, height), antialiased, extents, grads, camera_grad, orthographic=orthographic
+    )
 
 
 def _bin(means2d, conics, opacities2d, depths, extents, width, height):
@@ -64,6 +69,57 @@ def _raster_backward(means2d, conics, opacities2d, features, background, tile_of
             lambda *t: reference.raster(t[:3], t[3], t[4], lists, size), (*screen, features, background), grads
         )
     return native.raster_backward(screen, features, background, lists, _contiguous(image, alpha), grads)
+
+
+def _raster_probed(means2d, probe, *rest):
+    return _raster(means2d, *rest[:-1])
+
+
+def _raster_probed_backward(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, image,
+                            alpha, v_image, v_alpha, gradient_bound, absolute):  # fmt: skip
+    screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
+    drawn, grads = _contiguous(features, background, image, alpha), _contiguous(v_image, v_alpha)
+    if uses_reference():
+        clipped, size = (reference.clip_pixels(grads[0], gradient_bound), grads[1]), (image.shape[1], image.shape[0])
+        pulled = _pull_back(lambda *t: reference.raster(t[:3], t[3], t[4], lists, size), (*screen, *drawn[:2]), clipped)
+        probe = (
+            reference.absolute_gradients(screen, drawn[0], drawn[1], lists, size, clipped)
+            if absolute
+            else torch.zeros_like(means2d)
+        )
+        return *pulled, probe
+    return native_features.raster_probed_backward(screen, drawn, lists, grads, gradient_bound, absolute)
+
+
+def _raster_contributions(means2d, conics, opacities2d, tile_offsets, pair_gaussian, mask, width, height):
+    screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
+    backend, (mask,) = reference if uses_reference() else native_features, _contiguous(mask)
+    return backend.raster_contributions(screen, lists, mask, (width, height))[:3]
+
+
+def _raster_median(means2d, conics, opacities2d, tile_offsets, pair_gaussian, width, height):
+    screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
+    backend = reference if uses_reference() else native_features
+    return backend.raster_median(screen, lists, (width, height))
+
+
+def _spherical_harmonics(means, coefficients, camera_center, degree, extents):
+    backend = reference if uses_reference() else native_features
+    means, coefficients, camera_center, extents = _contiguous(means, coefficients, camera_center, extents)
+    return backend.spherical_harmonics(means, coefficients, camera_center, degree, extents)
+
+
+def _spherical_harmonics_backward(means, coefficients, camera_center, degree, extents, colors, v_colors, center_grad):
+    inputs = _contiguous(means, coefficients, camera_center)
+    extents, colors, v_colors = _contiguous(extents, colors, v_colors)
+    if uses_reference():
+        return _pull_back(
+            lambda means, coefficients, center: (
+                reference.spherical_harmonics(means, coefficients, center, degree, extents),
+            ),
+            inputs, (v_colors,),
+        )  # fmt: skip
+    return native_features.spherical_harmonics_backward((*inputs, degree, extents), colors, v_colors, center_grad)
 
 
 def _l1_ssim(image, target, with_gradient):
@@ -165,5 +221,13 @@ def register(library: torch.library.Library) -> None:
         ("decode_anchors_backward", _decode_anchors_backward),
         ("momentum_consistency", _momentum_consistency),
         ("momentum_consistency_backward", _momentum_consistency_backward),
+        ("project_orthographic", functools.partial(_project, orthographic=True)),
+        ("project_orthographic_backward", functools.partial(_project_backward, orthographic=True)),
+        ("raster_probed", _raster_probed),
+        ("raster_probed_backward", _raster_probed_backward),
+        ("raster_contributions", _raster_contributions),
+        ("raster_median", _raster_median),
+        ("spherical_harmonics", _spherical_harmonics),
+        ("spherical_harmonics_backward", _spherical_harmonics_backward),
     ):
         library.impl(name, kernel, "CPU")

@@ -65,6 +65,7 @@ class View(ctypes.Structure):
         ("width", c_int32),
         ("height", c_int32),
         ("antialiased", c_int32),
+        ("orthographic", c_int32),
     ]
 
 
@@ -102,6 +103,13 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sd_decode_backward": (None, [_P] * 8),
     "sd_consistency_forward": (c_float, [c_int64, _P, _P]),
     "sd_consistency_backward": (None, [c_int64, _P, _P, c_float, _P, _P]),
+    "sd_raster_backward_probed": (None, [_S, _I, _L] + [_P] * 9 + [c_float, _P]),
+    "sd_raster_contributions": (c_int64, [_S, _I, _L] + [_P] * 4),
+    "sd_raster_median": (None, [_S, _I, _L, _P]),
+    "sd_harmonics_forward": (None, [_P, _P]),
+    "sd_harmonics_backward": (None, [_P] * 6),
+    "sd_multiply_add_chains": (c_float, [c_int64, c_int64]),
+    "sd_lanes": (c_int32, []),
     "sd_adam": (None, [_P, _P, _P, _P, c_int64, c_int64, _P, c_float, c_float, c_float, c_float, c_int64]),
 }
 
@@ -116,8 +124,8 @@ class Library:
 
 
 def library_path(name: str = "_scene_distill_cpu.so") -> Path:
-    """Where a compiled library lies: in this package, whose folders an editable install spreads over the source tree and
-    site-packages; the newest build counts. Raises `UserError` when it was not built."""
+    """Where a compiled library lies: in this package, whose folders an editable install spreads over the source tree
+    and site-packages; the newest build counts. Raises `UserError` when it was not built."""
     package = importlib.import_module(__package__ or "scene_distill.renderers")
     found = [path for folder in package.__path__ if (path := Path(folder) / name).exists()]
     if not found:
@@ -194,8 +202,8 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def _view(cam_from_world: Tensor, intrinsics: Tensor, width: int, height: int, antialiased: bool) -> View:
-    return View(cam_from_world.data_ptr(), intrinsics.data_ptr(), width, height, antialiased)
+def _view(camera: tuple[Tensor, Tensor], size: tuple[int, int], antialiased: bool, orthographic: bool) -> View:
+    return View(camera[0].data_ptr(), camera[1].data_ptr(), *size, antialiased, orthographic)
 
 
 def _screen(means2d: Tensor, conics: Tensor, opacities2d: Tensor) -> Screen:
@@ -209,14 +217,15 @@ def project(
     antialiased: bool,
     limits: Limits = LIMITS,
     isa: str | None = None,
+    orthographic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """means2d, conics, depths, opacities2d, extents of world = (means, quats, scales, opacities); see `ops.project`."""
     count = world[0].shape[0]
     new = world[0].new_empty
     out = (new((count, 2)), new((count, 3)), new((count,)), new((count,)), new((count, 2)))
     wrong = load(isa).functions["sd_project_forward"](
-        count, *(t.data_ptr() for t in world), byref(_view(*camera, *size, antialiased)), byref(limits),
-        *(t.data_ptr() for t in out),
+        count, *(t.data_ptr() for t in world), byref(_view(camera, size, antialiased, orthographic)),
+        byref(limits), *(t.data_ptr() for t in out),
     )  # fmt: skip
     if wrong:
         raise UserError(
@@ -236,6 +245,7 @@ def project_backward(
     camera_grad: bool,
     limits: Limits = LIMITS,
     isa: str | None = None,
+    orthographic: bool = False,
 ) -> tuple[Tensor, ...]:
     """Gradients of the four world tensors, of cam_from_world [4, 4] and of the intrinsics [4] (zeros without
     camera_grad).
@@ -245,8 +255,8 @@ def project_backward(
     out = tuple(torch.empty_like(t) for t in world)
     pose, intrinsics = camera[0].new_zeros((4, 4)), camera[1].new_zeros((4,))
     load(isa).functions["sd_project_backward"](
-        world[0].shape[0], *(t.data_ptr() for t in world), byref(_view(*camera, *size, antialiased)), byref(limits),
-        extents.data_ptr(), *(_address(g) for g in grads), *(t.data_ptr() for t in out),
+        world[0].shape[0], *(t.data_ptr() for t in world), byref(_view(camera, size, antialiased, orthographic)),
+        byref(limits), extents.data_ptr(), *(_address(g) for g in grads), *(t.data_ptr() for t in out),
         pose.data_ptr() if camera_grad else None, intrinsics.data_ptr() if camera_grad else None,
     )  # fmt: skip
     return *out, pose, intrinsics

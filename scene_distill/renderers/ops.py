@@ -10,17 +10,26 @@ All tensors are float32 (the reference also takes float64) and are made contiguo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from scene_distill.core import spherical_harmonics as harmonics
 from scene_distill.core.conventions import TILE
 from scene_distill.core.errors import UserError
 from scene_distill.renderers import autograd, cpu, cuda
 
 LIBRARY = torch.library.Library("scene_distill", "DEF")
 MAX_CHANNELS = 512
+MAX_ABSOLUTE_CHANNELS = 16
+"""Channels of one pass of the raster kernels: absolute gradients cannot be added up over passes."""
+
+CPU_ONLY = frozenset({
+    "project_orthographic", "project_orthographic_backward", "raster_contributions", "raster_median",
+})  # fmt: skip
+"""Ops without a CUDA kernel of ours so far."""
 
 for _schema in (
     "project(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor cam_from_world, Tensor intrinsics, "
@@ -47,6 +56,29 @@ for _schema in (
     "momentum_consistency_backward(Tensor[] student, Tensor[] teacher, Tensor v_loss) -> Tensor[]",
 ):
     LIBRARY.define(_schema)
+
+_PROJECT = "Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor cam_from_world, Tensor intrinsics, "
+_SCREEN = "Tensor means2d, Tensor conics, Tensor opacities2d, "
+_LISTS = "Tensor tile_offsets, Tensor pair_gaussian, "
+for _schema in (
+    f"project_orthographic({_PROJECT}int width, int height, bool antialiased) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"project_orthographic_backward({_PROJECT}int width, int height, bool antialiased, Tensor extents, "
+    "Tensor? v_means2d, Tensor? v_conics, Tensor? v_depths, Tensor? v_opacities2d, bool camera_grad) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "raster_probed(Tensor means2d, Tensor probe, Tensor conics, Tensor opacities2d, Tensor features, "
+    f"Tensor background, {_LISTS}int width, int height, float gradient_bound) -> (Tensor, Tensor)",
+    f"raster_probed_backward({_SCREEN}Tensor features, Tensor background, {_LISTS}Tensor image, Tensor alpha, "
+    "Tensor v_image, Tensor? v_alpha, float gradient_bound, bool absolute) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"raster_contributions({_SCREEN}{_LISTS}Tensor? mask, int width, int height) -> (Tensor, Tensor, Tensor)",
+    f"raster_median({_SCREEN}{_LISTS}int width, int height) -> Tensor",
+    "spherical_harmonics(Tensor means, Tensor coefficients, Tensor camera_center, int degree, Tensor? extents) -> "
+    "Tensor",
+    "spherical_harmonics_backward(Tensor means, Tensor coefficients, Tensor camera_center, int degree, "
+    "Tensor? extents, Tensor colors, Tensor v_colors, bool center_grad) -> (Tensor, Tensor, Tensor)",
+):
+    LIBRARY.define(_schema)
 cpu.register(LIBRARY)
 cuda.register(LIBRARY)
 autograd.register(LIBRARY)
@@ -64,8 +96,10 @@ def project(
     width: int,
     height: int,
     antialiased: bool = False,
+    orthographic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Screen ellipses of world Gaussians seen by one pinhole camera (3DGS eq. 5, with gsplat's frustum clamp).
+    """Screen ellipses of world Gaussians seen by one pinhole camera (3DGS eq. 5, with gsplat's frustum clamp), or
+    by an orthographic one, where u = fx x + cx and v = fy y + cy with fx, fy in px per metre.
 
     means [N, 3] and scales [N, 3] in metres, quats [N, 4] (w, x, y, z), opacities [N], cam_from_world [4, 4],
     intrinsics [4] = (fx, fy, cx, cy) px. Returns means2d [N, 2] px; conics [N, 3] = (a, b, c) of exp(-(a dx^2 + c
@@ -79,7 +113,8 @@ def project(
                        "opacities": (opacities, (count,)), "cam_from_world": (cam_from_world, (4, 4)),
                        "intrinsics": (intrinsics, (4,))})  # fmt: skip
     _check_size(width, height)
-    return _OPS.project(means, quats, scales, opacities, cam_from_world, intrinsics, width, height, antialiased)
+    draw = _OPS.project_orthographic if orthographic else _OPS.project
+    return draw(means, quats, scales, opacities, cam_from_world, intrinsics, width, height, antialiased)
 
 
 def bin(
@@ -124,6 +159,83 @@ def raster(
     if not 1 <= channels <= MAX_CHANNELS:
         raise UserError(f"raster: features have {channels} channels; draw 1 to {MAX_CHANNELS} at a time")
     return _OPS.raster(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width, height)
+
+
+def raster_probed(
+    screen: tuple[Tensor, Tensor, Tensor],
+    probe: Tensor,
+    features: Tensor,
+    background: Tensor,
+    lists: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    gradient_bound: float = math.inf,
+) -> tuple[Tensor, Tensor]:
+    """`raster` of screen = (means2d, conics, opacities2d) whose backward pass can be clipped and read.
+
+    Before it is spread over the Gaussians, the gradient of each pixel's channels is scaled down until none exceeds
+    ``gradient_bound`` (pixel-wise gradient clipping, PGC; Dreamer XL). ``probe`` [N, 2] is not drawn: where it requires
+    a gradient it receives sum over pixels of |dL/d means2d|, the absolute gradient of AbsGS (features of at most 16
+    channels).
+    """
+    _check("raster_probed", {"means2d": (screen[0], tuple(probe.shape)), "probe": (probe, (len(screen[0]), 2)),
+                             "features": (features, None),
+                             "background": (background, (features.shape[1],))})  # fmt: skip
+    if not gradient_bound > 0:
+        raise UserError(f"raster_probed: the gradient bound must be positive, not {gradient_bound}")
+    if probe.requires_grad and features.shape[1] > MAX_ABSOLUTE_CHANNELS:
+        raise UserError(
+            f"raster_probed: absolute gradients of {features.shape[1]} channels; draw at most {MAX_ABSOLUTE_CHANNELS}"
+        )
+    means2d, conics, opacities2d = screen
+    return _OPS.raster_probed(
+        means2d, probe, conics, opacities2d, features, background, *lists, *size, float(gradient_bound)
+    )
+
+
+def raster_contributions(
+    screen: tuple[Tensor, Tensor, Tensor],
+    lists: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What each Gaussian of screen = (means2d, conics, opacities2d) adds to a picture: pruning and visibility scores.
+
+    Returns weight_sum [N] and weight_max [N] of its blending weights alpha * transmittance, and pixels [N] int32, the
+    number of pixels it is drawn in; only pixels with mask [H, W] uint8 != 0 count. Not differentiable.
+    """
+    width, height = size
+    if mask is not None and (mask.dtype != torch.uint8 or mask.shape != (height, width)):
+        raise UserError(f"raster_contributions: mask must be uint8 [{height}, {width}], not {tuple(mask.shape)}")
+    with torch.no_grad():
+        return _OPS.raster_contributions(*screen, *lists, mask, width, height)
+
+
+def raster_median(screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+    """[H, W] int32: the Gaussian that takes the transmittance of a pixel to at or below 1/2; -1 where none does."""
+    with torch.no_grad():
+        return _OPS.raster_median(*screen, *lists, *size)
+
+
+def spherical_harmonics(
+    means: Tensor,
+    coefficients: Tensor,
+    camera_center: Tensor,
+    degree: int | None = None,
+    extents: Tensor | None = None,
+) -> Tensor:
+    """Colours [N, 3] = max(0, 1/2 + basis(d) . coefficients [N, K, 3]), d the direction from camera_center to means.
+
+    ``degree`` uses the coefficients up to that degree only (training that starts with few); extents [N, 2] of the
+    projection spare the Gaussians that are not drawn (colour and gradient 0). Basis: core/spherical_harmonics.py.
+    Differentiable in means, coefficients and camera_center.
+    """
+    count, bases = coefficients.shape[:2]
+    _check("spherical_harmonics", {"means": (means, (count, 3)), "coefficients": (coefficients, (count, bases, 3)),
+                                   "camera_center": (camera_center, (3,))})  # fmt: skip
+    stored = harmonics.degree_of(bases)
+    if degree is not None and not 0 <= degree <= stored:
+        raise UserError(f"spherical_harmonics: degree {degree} of coefficients up to degree {stored}")
+    return _OPS.spherical_harmonics(means, coefficients, camera_center, stored if degree is None else degree, extents)
 
 
 def l1_ssim(image: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

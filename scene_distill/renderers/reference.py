@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core import conventions
+from scene_distill.core import spherical_harmonics as harmonics
 from scene_distill.core.geometry import rotmats_from_quats
 
 SSIM_TAPS, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -39,11 +40,12 @@ def project(
     size: tuple[int, int],
     antialiased: bool,
     limits: Limits = LIMITS,
+    orthographic: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """means2d [N, 2], conics [N, 3], depths [N], opacities2d [N], extents [N, 2]; culled rows are zero in all of them.
 
     Local affine projection of 3DGS (eq. 5) with x/z, y/z clamped in the Jacobian (gsplat); the clamp's bounds are
-    constants for the gradient of the intrinsics.
+    constants for the gradient of the intrinsics. Orthographic: u = fx x + cx, v = fy y + cy, fx and fy in px per metre.
     """
     means, quats, scales, opacities = world
     pose, (fx, fy, cx, cy) = camera[0], camera[1].unbind()
@@ -51,16 +53,17 @@ def project(
     cam = means @ pose[:3, :3].T + pose[:3, 3]
     depths = cam[:, 2]
     ahead = (depths >= limits.near_m) & (opacities >= limits.alpha_min)
-    z = torch.where(ahead, depths, torch.ones_like(depths))
+    z = torch.where(ahead & (not orthographic), depths, torch.ones_like(depths))
     x, y = cam[:, 0] / z, cam[:, 1] / z
     with torch.no_grad():
         margin_x, margin_y = limits.frustum_margin * 0.5 * width / fx, limits.frustum_margin * 0.5 * height / fy
         low_x, high_x = -cx / fx - margin_x, (width - cx) / fx + margin_x
         low_y, high_y = -cy / fy - margin_y, (height - cy) / fy + margin_y
     zero = torch.zeros_like(z)
-    jacobian = torch.stack(
-        [fx / z, zero, -fx * x.clamp(low_x, high_x) / z, zero, fy / z, -fy * y.clamp(low_y, high_y) / z], dim=-1
-    ).reshape(-1, 2, 3)
+    slant_x, slant_y = -fx * x.clamp(low_x, high_x) / z, -fy * y.clamp(low_y, high_y) / z
+    if orthographic:
+        slant_x, slant_y = zero, zero
+    jacobian = torch.stack([fx / z, zero, slant_x, zero, fy / z, slant_y], dim=-1).reshape(-1, 2, 3)
     factor = jacobian @ pose[:3, :3] @ (rotmats_from_quats(quats) * scales[:, None, :])
     sharp = factor @ factor.transpose(1, 2)
     a, b, c = sharp[:, 0, 0] + limits.eps2d, sharp[:, 0, 1], sharp[:, 1, 1] + limits.eps2d
@@ -86,16 +89,14 @@ def project(
 def alphas_at(pixels: Tensor, screen: tuple[Tensor, Tensor, Tensor], limits: Limits = LIMITS) -> Tensor:
     """alpha [P, N] of every Gaussian at pixel positions [P, 2], clamped at alpha_max, before the alpha_min test."""
     means2d, conics, opacities2d = screen
-    d = pixels[:, None, :] - means2d[None]
+    d = pixels[:, None, :] - means2d  # [N, 2], or [P, N, 2] where each pixel has a copy of its own
     a, b, c = conics.unbind(-1)
     power = -0.5 * (a * d[..., 0] ** 2 + c * d[..., 1] ** 2) - b * d[..., 0] * d[..., 1]
     return (opacities2d * torch.exp(power)).clamp(max=limits.alpha_max)
 
 
-def blend(
-    pixels: Tensor, screen: tuple[Tensor, Tensor, Tensor], features: Tensor, background: Tensor, limits: Limits = LIMITS
-) -> tuple[Tensor, Tensor]:
-    """Colours [P, D] and alpha [P] at pixel positions [P, 2] of Gaussians sorted front to back (3DGS eq. 3).
+def blending_weights(pixels: Tensor, screen: tuple[Tensor, Tensor, Tensor], limits: Limits = LIMITS) -> Tensor:
+    """Weights [P, N] at pixel positions [P, 2] of Gaussians sorted front to back (3DGS eq. 3).
 
     A contribution below alpha_min is skipped; the first one that would bring the transmittance to transmittance_min or
     below finishes the pixel and is not drawn.
@@ -104,7 +105,14 @@ def blend(
     alphas = torch.where(alphas >= limits.alpha_min, alphas, torch.zeros_like(alphas))
     after = torch.cumprod(1.0 - alphas, dim=1)
     before = torch.cat([torch.ones_like(after[:, :1]), after[:, :-1]], dim=1)
-    weights = torch.where(after > limits.transmittance_min, alphas * before, torch.zeros_like(alphas))
+    return torch.where(after > limits.transmittance_min, alphas * before, torch.zeros_like(alphas))
+
+
+def blend(
+    pixels: Tensor, screen: tuple[Tensor, Tensor, Tensor], features: Tensor, background: Tensor, limits: Limits = LIMITS
+) -> tuple[Tensor, Tensor]:
+    """Colours [P, D] and alpha [P] at pixel positions [P, 2] of Gaussians sorted front to back: `blending_weights`."""
+    weights = blending_weights(pixels, screen, limits)
     alpha = weights.sum(1)
     return weights @ features + (1.0 - alpha)[:, None] * background, alpha
 
@@ -168,6 +176,86 @@ def raster(
         rows.setdefault(y0, []).append((color.reshape(y1 - y0, x1 - x0, -1), alpha.reshape(y1 - y0, x1 - x0)))
     image = torch.cat([torch.cat([color for color, _ in row], dim=1) for row in rows.values()])
     return image, torch.cat([torch.cat([alpha for _, alpha in row], dim=1) for row in rows.values()])
+
+
+def tile_weights(
+    screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], size: tuple[int, int], limits: Limits = LIMITS
+) -> list[tuple[tuple[int, int, int, int], Tensor, Tensor]]:
+    """Per tile: its box (y0, y1, x0, x1), its Gaussians [n] and their blending weights [P, n]."""
+    centres = pixel_centres(size, screen[0]).reshape(size[1], size[0], 2)
+    offsets, pair_gaussian = lists[0].tolist(), lists[1].long()
+    found = []
+    for tile, box in enumerate(_tiles(size)):
+        ids = pair_gaussian[offsets[tile] : offsets[tile + 1]]
+        pixels = centres[box[0] : box[1], box[2] : box[3]].reshape(-1, 2)
+        found.append((box, ids, blending_weights(pixels, (screen[0][ids], screen[1][ids], screen[2][ids]), limits)))
+    return found
+
+
+def raster_contributions(
+    screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], mask: Tensor | None, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum and maximum of every Gaussian's blending weights, and in how many pixels it is drawn, where mask != 0."""
+    total, largest = torch.zeros_like(screen[2]), torch.zeros_like(screen[2])
+    pixels = torch.zeros_like(screen[2], dtype=torch.int32)
+    for (y0, y1, x0, x1), ids, weights in tile_weights(screen, lists, size):
+        shown = weights if mask is None else weights * mask[y0:y1, x0:x1].reshape(-1, 1).bool()
+        total[ids] += shown.sum(0)
+        largest[ids] = torch.maximum(largest[ids], shown.amax(0))
+        pixels[ids] += (shown > 0).sum(0, dtype=torch.int32)
+    return total, largest, pixels
+
+
+def raster_median(screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+    """[H, W] int32: the Gaussian with which the sum of weights reaches one half, -1 where it never does."""
+    median = torch.full((size[1], size[0]), -1, dtype=torch.int32)
+    for (y0, y1, x0, x1), ids, weights in tile_weights(screen, lists, size):
+        reached = torch.cumsum(weights, 1) >= 0.5
+        if len(ids):
+            first = ids[reached.int().argmax(1)].to(torch.int32)
+            median[y0:y1, x0:x1] = torch.where(reached.any(1), first, -1).reshape(y1 - y0, x1 - x0)
+    return median
+
+
+def clip_pixels(v_image: Tensor, bound: float) -> Tensor:
+    """The gradient [H, W, D] of an image, each pixel scaled so that no channel exceeds ``bound`` (PGC, ICLR 2024)."""
+    largest = v_image.abs().amax(-1, keepdim=True)
+    return v_image * torch.where(largest > bound, bound / largest, torch.ones_like(largest))
+
+
+def absolute_gradients(
+    screen: tuple[Tensor, Tensor, Tensor],
+    features: Tensor,
+    background: Tensor,
+    lists: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    grads: tuple[Tensor, Tensor | None],
+) -> Tensor:
+    """[N, 2]: sum over pixels of |dL/d means2d| of that pixel alone (AbsGS), by giving every pixel its own centres."""
+    total = torch.zeros_like(screen[0])
+    centres = pixel_centres(size, screen[0]).reshape(size[1], size[0], 2)
+    offsets, pair_gaussian = lists[0].tolist(), lists[1].long()
+    for tile, (y0, y1, x0, x1) in enumerate(_tiles(size)):
+        ids = pair_gaussian[offsets[tile] : offsets[tile + 1]]
+        pixels = centres[y0:y1, x0:x1].reshape(-1, 2)
+        with torch.enable_grad():
+            own = screen[0][ids].expand(len(pixels), -1, -1).clone().requires_grad_()
+            color, alpha = blend(pixels, (own, screen[1][ids], screen[2][ids]), features[ids], background)
+            loss = (color * grads[0][y0:y1, x0:x1].reshape(len(pixels), -1)).sum()
+            if grads[1] is not None:
+                loss = loss + (alpha * grads[1][y0:y1, x0:x1].reshape(-1)).sum()
+        if len(ids):
+            total[ids] += torch.autograd.grad(loss, own)[0].abs().sum(0)
+    return total
+
+
+def spherical_harmonics(
+    means: Tensor, coefficients: Tensor, camera_center: Tensor, degree: int, extents: Tensor | None
+) -> Tensor:
+    """Colours [N, 3] = max(0, 1/2 + basis(direction) . coefficients [N, K, 3]), 0 where ``extents`` [N, 2] are 0."""
+    directions = torch.nn.functional.normalize(means - camera_center, dim=-1)
+    colors = harmonics.evaluate(coefficients[:, : harmonics.basis_count(degree)], directions).clamp(min=0.0)
+    return colors if extents is None else torch.where(extents[:, :1] > 0, colors, torch.zeros_like(colors))
 
 
 def ssim_window(like: Tensor) -> Tensor:

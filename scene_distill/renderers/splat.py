@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +20,9 @@ class Rendering:
 
     image [H, W, D]; alpha [H, W] coverage in [0, 1]; depth [H, W] expected depth in metres, 0 where nothing was
     drawn, or None; means2d [N, 2] px (call ``retain_grad()`` before the backward pass to read screen gradients);
-    extents [N, 2] half sizes in px, (0, 0) for Gaussians that were culled.
+    extents [N, 2] half sizes in px, (0, 0) for Gaussians that were culled. On request (`DrawOptions`): median_depth
+    [H, W] metres, 0 where alpha < 1/2; probe [N, 2], whose ``grad`` holds after the backward pass the sum over pixels
+    of |dL/d means2d| (AbsGS).
     """
 
     image: Tensor
@@ -26,6 +30,68 @@ class Rendering:
     depth: Tensor | None
     means2d: Tensor
     extents: Tensor
+    median_depth: Tensor | None = None
+    probe: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class DrawOptions:
+    """What is drawn beside the plain picture of a pinhole camera.
+
+    orthographic: u = fx x + cx, v = fy y + cy, with the camera's fx, fy in px per metre. median_depth: depth of the
+    Gaussian that takes the transmittance to 1/2 or below, differentiable in the depths of the Gaussians.
+    absolute_gradients: a `Rendering.probe` (at most 16 channels, the depth counted). gradient_bound: the gradient of a
+    pixel is scaled down until no channel of the image (or of the depth drawn with it) exceeds the bound (PGC, Dreamer
+    XL section 6), before it reaches any Gaussian. mask [H, W] bool: pixels that are False show the background with
+    alpha 0 and give no gradient.
+    """
+
+    orthographic: bool = False
+    median_depth: bool = False
+    absolute_gradients: bool = False
+    gradient_bound: float = math.inf
+    mask: Tensor | None = None
+
+
+PLAIN = DrawOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class Contributions:
+    """What each Gaussian added to a picture: weight_sum and weight_max [N] of its blending weights, and pixels [N]
+    int32, the number of pixels it is drawn in."""
+
+    weight_sum: Tensor
+    weight_max: Tensor
+    pixels: Tensor
+
+
+def render_all(gaussians: Gaussians, cameras: Sequence[Camera], *, background: Tensor | None = None,
+               with_depth: bool = False, antialiased: bool = False,
+               options: DrawOptions = PLAIN) -> list[Rendering]:  # fmt: skip
+    """`render` of several cameras, which may differ in size: one after another, each on all threads."""
+    return [
+        render(
+            gaussians, camera, background=background, with_depth=with_depth, antialiased=antialiased, options=options
+        )
+        for camera in cameras
+    ]
+
+
+def contributions(
+    gaussians: Gaussians, camera: Camera, *, antialiased: bool = False, options: DrawOptions = PLAIN
+) -> Contributions:
+    """Blending weights and pixel counts of every Gaussian in one picture, under the options' mask and projection."""
+    device, size = gaussians.means.device, (camera.width, camera.height)
+    with torch.no_grad():
+        projected = ops.project(
+            gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, camera.pose(device),
+            camera.intrinsics(device), *size, antialiased, options.orthographic,
+        )  # fmt: skip
+        means2d, conics, depths, opacities2d, extents = projected
+        lists = ops.bin(means2d, conics, opacities2d, depths, extents, *size)
+        mask = None if options.mask is None else options.mask.to(torch.uint8)
+        return Contributions(*ops.raster_contributions((means2d, conics, opacities2d), lists, size, mask))
 
 
 def render(
@@ -35,6 +101,7 @@ def render(
     background: Tensor | None = None,
     with_depth: bool = False,
     antialiased: bool = False,
+    options: DrawOptions = PLAIN,
 ) -> Rendering:
     """Draw Gaussians with any number of feature channels D <= 512 (511 with depth) over a background [D], black if
     None.
@@ -46,7 +113,7 @@ def render(
     pose, intrinsics = camera.pose(device), camera.intrinsics(device)
     return render_from(
         gaussians, pose, intrinsics, (camera.width, camera.height),
-        background=background, with_depth=with_depth, antialiased=antialiased,
+        background=background, with_depth=with_depth, antialiased=antialiased, options=options,
     )  # fmt: skip
 
 
@@ -59,12 +126,13 @@ def render_from(
     background: Tensor | None = None,
     with_depth: bool = False,
     antialiased: bool = False,
+    options: DrawOptions = PLAIN,
 ) -> Rendering:
     """`render` for a pose [4, 4], intrinsics [4] = (fx, fy, cx, cy), size (width, height); differentiable in both."""
     width, height = size
     means2d, conics, depths, opacities2d, extents = ops.project(
         gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, cam_from_world, intrinsics,
-        width, height, antialiased,
+        width, height, antialiased, options.orthographic,
     )  # fmt: skip
     lists = ops.bin(means2d.detach(), conics.detach(), opacities2d.detach(), depths.detach(), extents, width, height)
     features = gaussians.features
@@ -73,9 +141,36 @@ def render_from(
     if with_depth:
         features = torch.cat([features, depths[:, None]], dim=1)
         background = torch.cat([background, background.new_zeros(1)])
-    image, alpha = ops.raster(means2d, conics, opacities2d, features, background, *lists, width, height)
+    screen = (means2d, conics, opacities2d)
+    image, alpha, probe = _raster(screen, features, background, lists, size, options)
+    if options.mask is not None:
+        image = torch.where(options.mask[..., None], image, background)
+        alpha = alpha * options.mask
     depth = None
     if with_depth:
         depth = image[..., -1] / alpha.clamp(min=1e-10)
         image = image[..., :-1]
-    return Rendering(image, alpha, depth, means2d, extents)
+    median_depth = _median_depth(screen, depths, lists, size, options.mask) if options.median_depth else None
+    return Rendering(image, alpha, depth, means2d, extents, median_depth, probe)
+
+
+_Screen = tuple[Tensor, Tensor, Tensor]
+
+
+def _raster(screen: _Screen, features: Tensor, background: Tensor, lists: tuple[Tensor, Tensor], size: tuple[int, int],
+            options: DrawOptions) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """image, alpha and the probe; the plain op where nothing was asked for."""
+    if not options.absolute_gradients and math.isinf(options.gradient_bound):
+        return *ops.raster(*screen, features, background, *lists, *size), None
+    probe = torch.zeros_like(screen[0], requires_grad=options.absolute_gradients)
+    image, alpha = ops.raster_probed(screen, probe, features, background, lists, size, options.gradient_bound)
+    return image, alpha, probe if options.absolute_gradients else None
+
+
+def _median_depth(screen: _Screen, depths: Tensor, lists: tuple[Tensor, Tensor], size: tuple[int, int],
+                  mask: Tensor | None) -> Tensor:  # fmt: skip
+    median = ops.raster_median((screen[0].detach(), screen[1].detach(), screen[2].detach()), lists, size).long()
+    if len(depths) == 0:
+        return depths.new_zeros((size[1], size[0]))
+    seen = median >= 0 if mask is None else (median >= 0) & mask
+    return torch.where(seen, depths[median.clamp(min=0)], torch.zeros_like(depths[:1]))
