@@ -50,7 +50,13 @@ METHODS = {
         "scene_distill.methods.momentum_gs",
         "MomentumGSConfig",
         "A city in blocks that share one Gaussian decoder with a momentum teacher.",
-    )
+    ),
+    "splats": MethodEntry(
+        "splats",
+        "scene_distill.methods.splats",
+        "SplatsConfig",
+        "Plain 3D Gaussian splatting, in one block or many.",
+    ),
 }
 
 

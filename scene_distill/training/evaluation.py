@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -55,6 +55,15 @@ class BakeableScene(TrainedScene, Protocol):
         ...
 
 
+@runtime_checkable
+class SplatScene(Protocol):
+    """A trained scene that already is splats: what it exports is what it renders, nothing is baked."""
+
+    def splats(self) -> Splats:
+        """Its splats in the training frame, which is the world moved by ``-origin``."""
+        ...
+
+
 Save = Callable[[Frame, Rendering, Tensor], None]
 
 
@@ -70,6 +79,7 @@ def evaluate(scene: TrainedScene, frames: Sequence[Frame], images: ImageCache,
         photo = images.get(frame).to(torch.float32) / 255.0
         started = time.perf_counter()
         rendering = scene.render(images.camera(frame), with_depth=True)
+        photo = photo.to(rendering.image.device)
         seconds += time.perf_counter() - started
         rays += photo.shape[0] * photo.shape[1]
         per_image.append(measure(rendering.image, photo))

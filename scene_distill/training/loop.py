@@ -180,9 +180,10 @@ def _note(step: Progress) -> str:
     numbers = [numbers for _, numbers in step.lanes if "loss" in numbers]
     if not numbers:
         return ""
-    anchors = sum(n["anchors"] for n in numbers)
+    kind = "anchors" if "anchors" in numbers[0] else "splats"
+    count = sum(n[kind] for n in numbers)
     loss, l1 = (statistics.fmean(n[key] for n in numbers) for key in ("loss", "l1"))
-    return f"loss {loss:.4f}  l1 {l1:.4f}  {anchors / 1000:.0f}k anchors on {len(numbers)} lanes"
+    return f"loss {loss:.4f}  l1 {l1:.4f}  {count / 1000:.0f}k {kind} on {len(numbers)} lanes"
 
 
 def evaluate_run(method_name: str, folder: RunFolder, merged: TrainedScene, scene: Scene, images: ImageCache,

@@ -1,0 +1,77 @@
+"""The trained splats of all blocks, each inside its own cell."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scene_distill.core.cameras import Camera
+from scene_distill.core.errors import UserError
+from scene_distill.core.files import write_atomically
+from scene_distill.renderers.culling import drawn_rows
+from scene_distill.renderers.splat import Rendering, render
+from scene_distill.representations.splats import Splats
+
+FIELDS = tuple(field.name for field in fields(Splats))
+
+
+@dataclass(frozen=True, eq=False)
+class MergedSplats:
+    """N splats in the training frame (world minus ``origin`` [3]) and the block each came from [N] int32.
+
+    ``metadata`` travels into exports.
+    """
+
+    local: Splats
+    block: Tensor
+    origin: np.ndarray
+    metadata: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.local)
+
+    def splats(self) -> Splats:
+        """The splats in the training frame, as an exporter writes them."""
+        return self.local
+
+    @torch.no_grad()
+    def render(self, camera: Camera, *, blocks: frozenset[int] | None = None, with_depth: bool = False) -> Rendering:
+        """The picture of a world camera on black, of some blocks only when given; depth in the scene's unit when asked
+        for."""
+        view = camera.moved(self.origin)
+        local = self.local
+        rows = drawn_rows(local.means, local.quats, local.log_scales, local.opacity_logits, view)
+        if blocks is not None:
+            rows = rows[torch.isin(self.block[rows], torch.tensor(sorted(blocks), dtype=torch.int32))]
+        return render(local.select(rows).gaussians(view), view, with_depth=with_depth)
+
+    def save(self, path: Path) -> None:
+        """Write everything as one .safetensors file, atomically."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        header = {"scene_distill": json.dumps({"metadata": self.metadata})}
+        write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
+
+    @staticmethod
+    def load(path: Path) -> MergedSplats:
+        """Read what `save` wrote; raises `UserError` when it is missing, damaged or something else."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = json.loads((file.metadata() or {})["scene_distill"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            local = Splats(**{name: tensors[f"splats.{name}"] for name in FIELDS})
+            return MergedSplats(local, tensors["block"], tensors["origin"].numpy(), header["metadata"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise UserError(f"{path} is not a readable splats model ({error}); train or copy the run again") from error
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by the names in the file."""
+        named = {f"splats.{name}": getattr(self.local, name) for name in FIELDS}
+        return named | {"block": self.block, "origin": torch.as_tensor(self.origin, dtype=torch.float64)}

@@ -1,0 +1,107 @@
+"""Plain 3D Gaussian splatting, wired: a scene becomes blocks of splats that share nothing and merge into one scene."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scene_distill.blocks.schedule import Round, Visit, make_schedule
+from scene_distill.blocks.store import State
+from scene_distill.data.images import ImageCache
+from scene_distill.data.scene import Scene
+from scene_distill.methods.splats.block import BlockSetting, BlockTraining, first_block_state, splats_of
+from scene_distill.methods.splats.config import SplatsConfig
+from scene_distill.methods.splats.merged import MergedSplats
+from scene_distill.representations.splat_densification import DensificationRules
+from scene_distill.representations.splats import Splats
+from scene_distill.training.scene_blocks import SceneBlocks
+
+FLOATS_PER_SPLAT = 11 + 3 * 16
+"""Means, log-scales, quaternion, opacity and colours of degree 3."""
+
+BYTES_PER_SPLAT = 4 * (3 * FLOATS_PER_SPLAT + 2)
+"""Parameters, two moments and densification statistics in float32."""
+
+BYTES_PER_VISIBLE_SPLAT = 4 * (5 * FLOATS_PER_SPLAT + 60)
+"""Gathered rows of a step, their gradients and moments, projection and tile pairs."""
+
+
+class NothingShared:
+    """The shared state of units that share nothing."""
+
+    def begin_step(self, shared_step: int, frozen: bool) -> None:
+        """Nothing to prepare."""
+
+    def apply(self, gradients: Sequence[Tensor], shared_step: int) -> None:
+        """Never called: the units return no gradients."""
+
+    def publish(self, unit: int, scores: dict[str, float]) -> None:
+        """Nobody reads scores."""
+
+    def state(self) -> State:
+        """Empty."""
+        return {}
+
+    def restore(self, state: State) -> None:
+        """Nothing to take over."""
+
+
+class PlainSplats:
+    """The method as the runtime sees it (`blocks.runtime.Method`), plus planning and merging."""
+
+    def __init__(self, config: SplatsConfig, scene: Scene, images: ImageCache) -> None:
+        self.config, self.scene, self.images = config, scene, images
+        self.blocks = SceneBlocks(scene, images, config.blocks, config.partition, config.view_threshold)
+        self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
+        self.shared = NothingShared()
+
+    def first_state(self, unit: int) -> State:
+        """A splat at every point of the block and at what its views see beyond the cell; fresh moments."""
+        ids = self.blocks.first_points(unit)
+        points = self.scene.points[ids] - self.blocks.origin
+        splats = Splats.from_points(points, self.scene.colors[ids])
+        largest = torch.tensor(self.config.max_size * self.blocks.spacing / 2).log()
+        return first_block_state(splats, self.config.sh_degree, float(largest))
+
+    def open(self, unit: int, state: State, visit: Visit, round_: Round) -> BlockTraining:
+        """A block ready for one visit."""
+        blocks = self.blocks
+        setting = BlockSetting(
+            unit, blocks.views(unit), self._rules(unit), blocks.spacing, lambda means: blocks.owns(unit, means)
+        )
+        return BlockTraining(self.config, setting, state)
+
+    def merge(self, states: Mapping[int, Callable[[], State]]) -> MergedSplats:
+        """One scene: of each block the splats inside its own cell (cells are disjoint, nothing is blended)."""
+        kept, owners = [], []
+        for unit in sorted(states):
+            splats = splats_of(states[unit]())
+            kept.append(splats.select(self.blocks.owns(unit, splats.means)))
+            owners.append(torch.full((len(kept[-1]),), unit, dtype=torch.int32))
+        metadata = {"blocks": self.blocks.partition.to_dict(), "up": self.scene.up.tolist()} | self.scene.metadata
+        return MergedSplats(Splats.cat(kept), torch.cat(owners), self.blocks.origin, metadata)
+
+    def plan(self) -> dict[str, Any]:
+        """What will be trained, before it is: a text table, and bytes of a round."""
+        limits = sorted((self._rules(unit).max_splats for unit in range(self.config.blocks)), reverse=True)
+        lanes = limits[: min(self.config.lanes, self.config.blocks)]
+        working_set = BYTES_PER_SPLAT * sum(lanes) + BYTES_PER_VISIBLE_SPLAT * limits[0]
+        return {"table": self.blocks.table(), "working_set_bytes": working_set, "spacing": self.blocks.spacing}
+
+    def _rules(self, unit: int) -> DensificationRules:
+        config, spacing = self.config, self.blocks.spacing
+        return DensificationRules(
+            gradient=config.growth_gradient,
+            split_size=config.split_size * spacing,
+            max_size=config.max_size * spacing,
+            min_opacity=config.min_opacity,
+            min_views=config.growth_views,
+            max_splats=int(config.growth_limit * len(self.blocks.first_points(unit))),
+        )
+
+
+build = PlainSplats
+load = MergedSplats.load
