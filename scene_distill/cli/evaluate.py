@@ -25,10 +25,10 @@ class Evaluate:
 def main(arguments: list[str]) -> None:
     """Measure, write metrics.json and pictures, print the figures."""
     options = tyro.cli(Evaluate, args=arguments, prog="scene-distill eval")
-    from scene_distill.cli.pictures import picture_writer
     from scene_distill.cli.runs import open_run
-    from scene_distill.cli.train import summary
     from scene_distill.core.files import read_json, write_json
+    from scene_distill.export.run_pictures import picture_writer
+    from scene_distill.training.evaluation import summary
     from scene_distill.training.loop import evaluate_run
 
     run = open_run(options.run, options.data)

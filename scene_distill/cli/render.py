@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> None:
     options = tyro.cli(Render, args=arguments, prog="scene-distill render")
     import torch
 
-    from scene_distill.cli.pictures import picture_writer
     from scene_distill.cli.runs import open_run
+    from scene_distill.export.run_pictures import picture_writer
 
     run = open_run(options.run, options.data)
     scene = run.scene

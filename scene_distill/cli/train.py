@@ -6,10 +6,10 @@ from pathlib import Path
 
 import tyro
 
-from scene_distill.cli.pictures import picture_writer
 from scene_distill.core.configs import RunConfig, load_config
 from scene_distill.core.console import say, say_next
 from scene_distill.core.errors import UserError
+from scene_distill.export.run_pictures import picture_writer
 from scene_distill.methods import METHODS, MethodEntry, find_method
 
 
@@ -44,6 +44,7 @@ def parse_config(entry: MethodEntry, arguments: list[str]) -> RunConfig:
 
 def train(entry: MethodEntry, config: RunConfig) -> None:
     """Train as configured; prints figures and the next command."""
+    from scene_distill.training.evaluation import summary
     from scene_distill.training.loop import plan_text, prepare
 
     training = prepare(entry.name, config, entry.build)
@@ -61,13 +62,3 @@ def train(entry: MethodEntry, config: RunConfig) -> None:
     say(summary(report))
     say(f"run folder: {folder.path}")
     say_next(f"scene-distill export {folder.path} --format ply", "a splat file for other programs")
-
-
-def summary(report: dict) -> str:
-    """The figures of a metrics.json in one line, raw first."""
-    r = report["results"]
-    kind = "held-out" if report["views_are_held_out"] else "training"
-    return (
-        f"{report['views']} {kind} views: PSNR {r['psnr']:.2f} dB raw ({r['psnr_corrected']:.2f} colour-corrected), "
-        f"SSIM {r['ssim']:.3f} raw ({r['ssim_corrected']:.3f}); initial points {report['initial_points_psnr']:.2f} dB"
-    )

@@ -31,6 +31,10 @@ class GaussianDecoder:
         """The same values as fresh leaves that take gradients."""
         return GaussianDecoder(tuple(weight.detach().clone().requires_grad_(True) for weight in self.weights))
 
+    def to(self, device: torch.device | str) -> GaussianDecoder:
+        """The same values on a device."""
+        return GaussianDecoder(tuple(weight.to(device) for weight in self.weights))
+
     def copy(self) -> GaussianDecoder:
         """The same values in new memory, without history."""
         return GaussianDecoder(tuple(weight.detach().clone() for weight in self.weights))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from scene_distill.core.console import say, say_next
 from scene_distill.core.files import write_json
@@ -69,13 +69,16 @@ class Trainer:
             self.onlookers += (Loggers(self.config, folder.path),)
 
     def _train(self) -> None:
+        from scene_distill.export.run_pictures import picture_writer
+        from scene_distill.training.evaluation import summary
+
         training, folder = self.training, self.training.folder
         with self.train_lock:
             merged = training.train(self._hear, self._committed)
-            report = training.evaluate(merged)
+            report = training.evaluate(merged, picture_writer(folder.renders))
         write_json(folder.metrics, report | {"experiment_name": self.config.experiment_name})
         write_checkpoint(folder.model, self.config.get_checkpoint_dir(), training.runtime.total_steps)
-        say(_figures(report))
+        say(summary(report))
         say(f"run folder: {folder.path}")
         saved = folder.path / "config.yml"
         say_next(f"ns-viewer --load-config {saved}", "look at it in the browser")
@@ -92,12 +95,3 @@ class Trainer:
     def _committed(self) -> None:
         for onlooker in self.onlookers:
             onlooker.committed()
-
-
-def _figures(report: dict[str, Any]) -> str:
-    results, kind = report["results"], "held-out" if report["views_are_held_out"] else "training"
-    return (
-        f"{report['views']} {kind} views: PSNR {results['psnr']:.2f} dB raw ({results['psnr_corrected']:.2f} "
-        f"colour-corrected), SSIM {results['ssim']:.3f} raw ({results['ssim_corrected']:.3f}); "
-        f"initial points {report['initial_points_psnr']:.2f} dB"
-    )

@@ -40,6 +40,10 @@ class Anchors:
         """The anchors of a boolean mask [A] or of indices."""
         return Anchors(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def to(self, device: torch.device | str) -> Anchors:
+        """The same values on a device."""
+        return Anchors(*(getattr(self, field.name).to(device) for field in fields(self)))
+
     def append(self, other: Anchors) -> Anchors:
         """Both, this one's rows first."""
         return Anchors(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))

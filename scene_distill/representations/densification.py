@@ -47,10 +47,10 @@ class GrowthStatistics:
     slot_views: Tensor
 
     @staticmethod
-    def zeros(anchors: int) -> GrowthStatistics:
+    def zeros(anchors: int, device: torch.device | str = "cpu") -> GrowthStatistics:
         """No observations yet."""
-        shape = (anchors, ANCHOR_SLOTS)
-        return GrowthStatistics(torch.zeros(anchors), torch.zeros(anchors), torch.zeros(shape), torch.zeros(shape))
+        shapes = ((anchors,), (anchors,), (anchors, ANCHOR_SLOTS), (anchors, ANCHOR_SLOTS))
+        return GrowthStatistics(*(torch.zeros(shape, device=device) for shape in shapes))
 
     @torch.no_grad()
     def observe(self, visible: Tensor, opacities: Tensor, screen_gradients: Tensor, drawn: Tensor) -> None:
@@ -64,7 +64,7 @@ class GrowthStatistics:
 
     def rows(self, keep: Tensor, added: int) -> GrowthStatistics:
         """The rows of a mask followed by ``added`` fresh ones."""
-        fresh = GrowthStatistics.zeros(added)
+        fresh = GrowthStatistics.zeros(added, keep.device)
         pairs = zip(self.tensors(), fresh.tensors(), strict=True)
         return GrowthStatistics(*(torch.cat([old[keep], new]) for old, new in pairs))
 
@@ -81,16 +81,16 @@ def new_anchors(anchors: Anchors, statistics: GrowthStatistics, rules: GrowthRul
     mean_gradient = statistics.gradient / statistics.slot_views.clamp(min=1)
     judged = statistics.slot_views >= rules.min_views
     centres = anchors.positions[:, None] + anchors.offsets * anchors.log_scales[:, None, :3].exp()
-    result = anchors.select(torch.zeros(len(anchors), dtype=torch.bool))
+    result = anchors.select(torch.zeros(len(anchors), dtype=torch.bool, device=anchors.positions.device))
     for level, (cell, keep) in enumerate(zip(rules.cells, rules.keep, strict=True)):
-        draw = torch.rand(mean_gradient.shape, generator=seed) < keep
+        draw = (torch.rand(mean_gradient.shape, generator=seed) < keep).to(judged.device)
         candidate = judged & draw & (mean_gradient >= rules.gradient * 2**level)
         room = rules.max_anchors - len(anchors) - len(result)
         if not candidate.any() or room <= 0:
             continue
         taken = torch.cat([anchors.positions, result.positions])
         added = _in_empty_cells(anchors, centres[candidate], candidate.nonzero()[:, 0], taken, cell)
-        result = result.append(added.select(torch.arange(min(room, len(added)))))
+        result = result.append(added.select(torch.arange(min(room, len(added)), device=judged.device)))
     return result
 
 
@@ -100,11 +100,11 @@ def _in_empty_cells(anchors: Anchors, centres: Tensor, parents: Tensor, taken: T
     free = ~torch.isin(keys, occupied)
     unique, group = torch.unique(keys[free], return_inverse=True)
     parents, corners = parents[free], (centres[free] / cell).round() * cell
-    features = torch.full((len(unique), anchors.features.shape[1]), -torch.inf)
+    features = anchors.features.new_full((len(unique), anchors.features.shape[1]), -torch.inf)
     features.scatter_reduce_(0, group[:, None].expand(-1, features.shape[1]), anchors.features[parents], "amax")
-    first = torch.full((len(unique),), len(parents), dtype=torch.long)
-    first.scatter_reduce_(0, group, torch.arange(len(parents)), "amin")
-    log_cell = torch.log(torch.tensor(cell))
+    first = torch.full_like(unique, len(parents))
+    first.scatter_reduce_(0, group, torch.arange(len(parents), device=group.device), "amin")
+    log_cell = anchors.log_scales.new_tensor(cell).log()
     return Anchors(
         positions=corners[first],
         offsets=anchors.offsets[parents[first]].clamp(-1, 1),

@@ -98,3 +98,13 @@ def initial_points_psnr(scene: Scene, frames: Sequence[Frame], images: ImageCach
         image = render(splats.gaussians(camera), camera).image.clamp(0, 1)
         values.append(psnr(image, images.get(frame).to(torch.float32) / 255.0))
     return float(np.mean(values))
+
+
+def summary(report: dict[str, Any]) -> str:
+    """The figures of a metrics.json in one line, raw first."""
+    r = report["results"]
+    kind = "held-out" if report["views_are_held_out"] else "training"
+    return (
+        f"{report['views']} {kind} views: PSNR {r['psnr']:.2f} dB raw ({r['psnr_corrected']:.2f} colour-corrected), "
+        f"SSIM {r['ssim']:.3f} raw ({r['ssim_corrected']:.3f}); initial points {report['initial_points_psnr']:.2f} dB"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,7 +60,8 @@ class BlockTraining:
         )
         self.shares = decoder is not None
         if decoder is None:
-            decoder = DecoderTraining(config, config.iterations, config.seed, setting.unit)
+            device = self.anchors.positions.device
+            decoder = DecoderTraining(config, config.iterations, device, config.seed, setting.unit)
             decoder.restore(state)
         self.decoder = decoder
         self.decoder_frozen = round_.final and self.shares
@@ -127,7 +129,7 @@ class BlockTraining:
 
     def _step_anchors(self, anchors: Anchors, visible: Tensor, step: int) -> None:
         config, progress = self.config, step / self.config.iterations / self.config.lr_until
-        rows = torch.zeros(len(anchors), dtype=torch.uint8)
+        rows = torch.zeros(len(anchors), dtype=torch.uint8, device=visible.device)
         rows[visible] = 1
         rates = {"offsets": config.lr_offsets, "features": config.lr_features, "log_scales": config.lr_scales}
         for name, rate in rates.items():
@@ -138,7 +140,7 @@ class BlockTraining:
     def _observe(self, visible: Tensor, gaussians: Gaussians, rendering: Rendering, camera: Camera) -> None:
         gradient = rendering.means2d.grad
         assert gradient is not None
-        to_device_units = torch.tensor([camera.width / 2, camera.height / 2]) / self.weight
+        to_device_units = gradient.new_tensor([camera.width / 2, camera.height / 2]) / self.weight
         self.statistics.observe(
             visible, gaussians.opacities.detach(), (gradient * to_device_units).norm(dim=1), rendering.extents[:, 0] > 0
         )
@@ -155,7 +157,7 @@ class BlockTraining:
         densification.forget_judged(self.statistics, rules)
         self.anchors = self.anchors.select(keep).append(added)
         sizes = self.anchors.log_scales.clone()
-        sizes[:, 3:].clamp_(max=float(torch.log(torch.tensor(rules.max_size))))
+        sizes[:, 3:].clamp_(max=math.log(rules.max_size))
         self.anchors = replace(self.anchors, log_scales=sizes)
         self.moments = {name: moments.select(keep, len(added)) for name, moments in self.moments.items()}
         self.statistics = self.statistics.rows(keep, len(added))

@@ -21,10 +21,13 @@ class DecoderTraining:
     ``total_steps`` is the length of its clock: the number of updates it will get.
     """
 
-    def __init__(self, config: MomentumGSConfig, total_steps: int, *seed_parts: int | str) -> None:
+    def __init__(
+        self, config: MomentumGSConfig, total_steps: int, device: torch.device, *seed_parts: int | str
+    ) -> None:
         self.config = config
+        self.device = device
         self.total_steps = max(total_steps, 1)
-        self.student = make_decoder(*seed_parts, color_init=config.start == "picture").trainable()
+        self.student = make_decoder(*seed_parts, color_init=config.start == "picture").to(device).trainable()
         self.teacher = MomentumTeacher(self.student, config.momentum)
         self.moments = [AdamMoments.zeros_like(weight) for weight in self.student.weights]
         self.scores: dict[int, tuple[float, float]] = {}
@@ -75,6 +78,7 @@ class DecoderTraining:
 
     def restore(self, state: State) -> None:
         """Take over a state made by `state`."""
+        state = {name: tensor.to(self.device) for name, tensor in state.items()}
         self.student = decoder_from_state(state, "student").trainable()
         self.teacher.decoder = decoder_from_state(state, "teacher")
         self.moments = [AdamMoments.from_state(state, f"moments.{name}") for name in PARAMETERS]

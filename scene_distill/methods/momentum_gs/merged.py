@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ class MergedCity:
     def __len__(self) -> int:
         return len(self.anchors)
 
+    def to(self, device: torch.device | str) -> MergedCity:
+        """The same city on a device."""
+        decoders = tuple(decoder.to(device) for decoder in self.decoders)
+        return replace(self, anchors=self.anchors.to(device), block=self.block.to(device), decoders=decoders)
+
     @property
     def anchor_positions(self) -> Tensor:
         """Positions [A, 3] of the anchors in the training frame."""
@@ -52,7 +57,9 @@ class MergedCity:
         local = camera.moved(self.origin)
         visible = self.anchors.visible(local)
         if blocks is not None:
-            visible = visible[torch.isin(self.block[visible], torch.tensor(sorted(blocks), dtype=torch.int32))]
+            visible = visible[
+                torch.isin(self.block[visible], torch.tensor(sorted(blocks), dtype=torch.int32, device=visible.device))
+            ]
         return self._decode(visible, local)
 
     @torch.no_grad()
@@ -76,13 +83,13 @@ class MergedCity:
         groups = [(owners == k).nonzero().squeeze(1) for k in range(len(self.decoders))]
         parts = [decode(self.anchors, d, rows[g], camera) for d, g in zip(self.decoders, groups, strict=True)]
         back = torch.argsort(torch.cat(groups))
-        slots = (back[:, None] * ANCHOR_SLOTS + torch.arange(ANCHOR_SLOTS)).flatten()
+        slots = (back[:, None] * ANCHOR_SLOTS + torch.arange(ANCHOR_SLOTS, device=rows.device)).flatten()
         fields = ("means", "quats", "scales", "opacities", "features")
         return Gaussians(*(torch.cat([getattr(part, name) for part in parts])[slots] for name in fields))
 
     def save(self, path: Path) -> None:
         """Write anchors, decoders and metadata as one .safetensors file, atomically."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
         header = {"scene_distill": json.dumps({"decoders": len(self.decoders), "metadata": self.metadata})}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 

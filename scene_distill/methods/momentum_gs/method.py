@@ -41,13 +41,16 @@ class MomentumGS:
 
     def __init__(self, config: MomentumGSConfig, scene: Scene, images: ImageCache) -> None:
         self.config, self.scene, self.images = config, scene, images
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.visibility = observe(scene)
         self.partition: Partition = partition(scene, config.blocks, scheme=config.partition, visibility=self.visibility)
         self.assignment = self._assign()
         self.spacing = assigning.point_spacing(scene.points)
         self.origin = np.round(np.median(scene.points, axis=0), 3)
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
-        self.shared: DecoderTraining = DecoderTraining(config, max(shared_steps(self.rounds), 1), config.seed, "shared")
+        self.shared: DecoderTraining = DecoderTraining(
+            config, max(shared_steps(self.rounds), 1), self.device, config.seed, "shared"
+        )
 
     def _assign(self) -> np.ndarray:
         """Which train view trains which block, [V, K] bool."""
@@ -79,12 +82,13 @@ class MomentumGS:
         )  # fmt: skip
         state = first_block_state(anchors)
         if not self.config.share_decoder:
-            state |= DecoderTraining(self.config, self.config.iterations, self.config.seed, unit).state()
+            state |= DecoderTraining(self.config, self.config.iterations, self.device, self.config.seed, unit).state()
         return state
 
     def open(self, unit: int, state: State, visit: Visit, round_: Round) -> BlockTraining:
         """A block ready for one visit."""
         shared = self.shared if self.config.share_decoder else None
+        state = {name: tensor.to(self.device) for name, tensor in state.items()}
         return BlockTraining(self.config, self._setting(unit), state, shared, visit, round_)
 
     def merge(self, states: Mapping[int, Callable[[], State]]) -> MergedCity:
@@ -92,7 +96,7 @@ class MomentumGS:
         kept, blocks, decoders = [], [], []
         for unit in sorted(states):
             state = states[unit]()
-            anchors = Anchors(*(state[f"anchors.{name}"] for name in FIELDS))
+            anchors = Anchors(*(state[f"anchors.{name}"].cpu() for name in FIELDS))
             mine = anchors.select(self._owns(unit)(anchors.positions))
             kept.append(mine)
             blocks.append(torch.full((len(mine),), unit, dtype=torch.int32))
@@ -101,14 +105,16 @@ class MomentumGS:
         shared = (self.shared.student.copy(),) if self.config.share_decoder else tuple(decoders)
         fields = (torch.cat([getattr(part, name) for part in kept]) for name in FIELDS)
         metadata = {"blocks": self.partition.to_dict(), "up": self.scene.up.tolist()} | self.scene.metadata
-        return MergedCity(Anchors(*fields), torch.cat(blocks), shared, self.origin, metadata)
+        city = MergedCity(Anchors(*fields), torch.cat(blocks), shared, self.origin, metadata)
+        return city.to(self.device)
 
     def _points(self, unit: int) -> tuple[np.ndarray, np.ndarray]:
         return assigning.initial_points(self.scene, self.partition, self.assignment, unit, self.visibility)
 
     def _owns(self, unit: int) -> Callable[[Tensor], Tensor]:
         def owns(positions: Tensor) -> Tensor:
-            return torch.from_numpy(self.partition.owns(positions.double().numpy() + self.origin, unit))
+            mine = self.partition.owns(positions.double().cpu().numpy() + self.origin, unit)
+            return torch.from_numpy(mine).to(positions.device)
 
         return owns
 
@@ -118,7 +124,7 @@ class MomentumGS:
 
     def _view(self, frame: Frame) -> View:
         def photo() -> Tensor:
-            return self.images.get(frame).to(torch.float32) / 255.0
+            return self.images.get(frame).to(self.device, torch.float32) / 255.0
 
         return View(self.images.camera(frame).moved(self.origin), photo)
 
