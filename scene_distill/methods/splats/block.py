@@ -17,8 +17,8 @@ from scene_distill.core import seeds, spherical_harmonics
 from scene_distill.core.cameras import Camera
 from scene_distill.methods.splats.config import SplatsConfig
 from scene_distill.objectives import photometric
-from scene_distill.renderers.culling import drawn_rows
 from scene_distill.renderers.splat import Rendering, render
+from scene_distill.renderers.stored_splats import drawn_rows, gaussians_for
 from scene_distill.representations import splat_densification as densification
 from scene_distill.representations.splat_densification import DensificationRules, ScreenGradients
 from scene_distill.representations.splats import Splats
@@ -67,7 +67,7 @@ class BlockTraining:
         log["visible"] = float(len(rows))
         if len(rows):
             leaves = self._gather(rows, step)
-            rendering = render(_splats(leaves).gaussians(view.camera), view.camera)
+            rendering = render(gaussians_for(_splats(leaves), view.camera), view.camera)
             rendering.means2d.retain_grad()
             loss, l1, ssim = photometric.reconstruction(rendering.image, view.photo(), self.config.dssim)
             loss.backward()

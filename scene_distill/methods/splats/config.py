@@ -47,7 +47,7 @@ class SplatsConfig(RunConfig):
     """Mean screen gradient, in normalised device units, from which on a splat becomes two (paper: 0.0002)."""
     growth_views: int = 4
     """Views of a splat before it is judged."""
-    growth_limit: float = 4.0
+    growth_limit: float = 2.5
     """A block may grow to this multiple of its first splats."""
     split_size: float = 1.0
     """Size in point spacings above which a splat is split instead of cloned (paper: 0.01 of the scene's extent)."""

@@ -16,8 +16,8 @@ from torch import Tensor
 from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
-from scene_distill.renderers.culling import drawn_rows
 from scene_distill.renderers.splat import Rendering, render
+from scene_distill.renderers.stored_splats import drawn_rows, gaussians_for
 from scene_distill.representations.splats import Splats
 
 FIELDS = tuple(field.name for field in fields(Splats))
@@ -51,7 +51,7 @@ class MergedSplats:
         rows = drawn_rows(local.means, local.quats, local.log_scales, local.opacity_logits, view)
         if blocks is not None:
             rows = rows[torch.isin(self.block[rows], torch.tensor(sorted(blocks), dtype=torch.int32))]
-        return render(local.select(rows).gaussians(view), view, with_depth=with_depth)
+        return render(gaussians_for(local.select(rows), view), view, with_depth=with_depth)
 
     def save(self, path: Path) -> None:
         """Write everything as one .safetensors file, atomically."""
