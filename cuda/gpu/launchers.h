@@ -76,6 +76,7 @@ struct SdRasterInputs {
 struct SdRasterGradients {
     float *means2d, *conics, *opacities, *features;  // zeroed by the caller; added to
     float* background;                               // [D], overwritten
+    float* absolute;  // [N, 2], zeroed by the caller: |dL/d means2d| summed over pixels, D <= 32; null: not wanted
 };
 struct SdRasterScratch {
     float* checkpoints;          // [B, 256, 2], B = sd_cuda_raster_buckets(M, T)
@@ -88,6 +89,24 @@ int sd_cuda_raster_buckets(int pairs, int tiles);
 int sd_cuda_raster(const SdRasterInputs* in, float* image, float* alpha, void* stream);
 int sd_cuda_raster_backward(const SdRasterInputs* in, const float* grad_image, const float* grad_alpha /* or null */,
                             const SdRasterGradients* out, const SdRasterScratch* scratch, void* stream);
+
+// ---- pixel_clip.cu ----  grad, out [pixels, channels]; bound > 0
+int sd_cuda_clip_pixels(const float* grad, int pixels, int channels, float bound, float* out, void* stream);
+
+// ---- harmonics.cu ----
+struct SdHarmonics {
+    const float *means, *coefficients, *camera_center;  // [N, 3], [N, K, 3], [3]
+    const float* extents;                               // [N, 2]: rows that are 0 are not drawn; null: all are
+    int count, bases, degree;                           // N, K = 1, 4, 9 or 16, degree in use
+};
+struct SdHarmonicsGradients {
+    float *means, *coefficients;      // overwritten
+    float *camera_center, *partials;  // [3], scratch [sd_cuda_harmonics_blocks(N), 3]; null: not wanted
+};
+int sd_cuda_harmonics_blocks(int count);
+int sd_cuda_spherical_harmonics(const SdHarmonics* harmonics, float* colors, void* stream);
+int sd_cuda_spherical_harmonics_backward(const SdHarmonics* harmonics, const float* colors, const float* grad_colors,
+                                         const SdHarmonicsGradients* out, void* stream);
 
 // ---- similarity.cu ----  image, target [H, W, 3]
 int sd_cuda_similarity_blocks(int width, int height);

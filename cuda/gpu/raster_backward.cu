@@ -11,7 +11,7 @@
 //         run in slices: the gradient is linear in the channels, so slices simply add.
 // Bound   arithmetic; pass 2 does 256 + 31 steps a bucket at most.
 // Order   atomics make the last bits depend on the schedule; the background gradient is summed in a fixed order.
-// Source  Taming 3DGS (Mallick 2024); storing scalars instead of colours is ours.
+// Source  Taming 3DGS (Mallick 2024); storing scalars instead of colours is ours. Absolute gradients: AbsGS (Ye 2024).
 #include "launchers.h"
 #include "primitives.h"
 #include "tile_walk.h"
@@ -75,7 +75,8 @@ struct Ring {
 };
 
 struct Moments {
-    float one, x, y, xx, xy, yy;  // sums of s, s dx, s dy, ...; s = dL/dpower
+    float one, x, y, xx, xy, yy;   // sums of s, s dx, s dy, ...; s = dL/dpower
+    float absolute_x, absolute_y;  // sums of |dL/d mean| of single pixels, where wanted
 };
 
 // A warp's place in the tile it works on.
@@ -124,8 +125,8 @@ __device__ __forceinline__ void limit_rows(const Splat& splat, bool valid, float
 // One splat meets one pixel: moves the pixel's state past the splat and adds to the splat's gradient.
 template <int C>
 __device__ __forceinline__ void meet(const Splat& splat, const float (&feature)[C], const float (*ring)[kRing],
-                                     int slot, float dx, float dy, const SdLimits& limits, PixelState& state,
-                                     Moments& moments, float (&grad_feature)[C]) {
+                                     int slot, float dx, float dy, const SdLimits& limits, bool absolute,
+                                     PixelState& state, Moments& moments, float (&grad_feature)[C]) {
     const float alpha = splat_alpha(splat, dx, dy, limits.alpha_max);
     if (alpha < limits.alpha_min) return;
     const float next = next_transmittance(state.transmittance, alpha);
@@ -149,6 +150,10 @@ __device__ __forceinline__ void meet(const Splat& splat, const float (&feature)[
         moments.xx += s * dx * dx;
         moments.xy += s * dx * dy;
         moments.yy += s * dy * dy;
+        if (absolute) {
+            moments.absolute_x += fabsf(s * (splat.a * dx + splat.b * dy));
+            moments.absolute_y += fabsf(s * (splat.b * dx + splat.c * dy));
+        }
     }
     state.transmittance = next;
 }
@@ -163,6 +168,10 @@ __device__ __forceinline__ void add_gradients(const SdRasterGradients& out, cons
     atomicAdd(&out.conics[3 * gaussian + 1], m.xy);
     atomicAdd(&out.conics[3 * gaussian + 2], 0.5f * m.yy);
     atomicAdd(&out.opacities[gaussian], -m.one / s.opacity);
+    if (out.absolute) {
+        atomicAdd(&out.absolute[2 * gaussian], m.absolute_x);
+        atomicAdd(&out.absolute[2 * gaussian + 1], m.absolute_y);
+    }
     for (int c = 0; c < C; c++) {
         if (c < slice.count) atomicAdd(&out.features[size_t(gaussian) * channels + slice.first + c], grad_feature[c]);
     }
@@ -207,7 +216,8 @@ __global__ void __launch_bounds__(kWarpsPerBlock * kWarp)
         const int in_tile = stream.first_row * kTile + k;
         const float dx = splat.x - (stream.tile_column + in_tile % kTile + 0.5f);
         const float dy = splat.y - (stream.tile_row + in_tile / kTile + 0.5f);
-        meet<C>(splat, feature, ring, k % kRing, dx, dy, in.limits, state, moments, grad_feature);
+        meet<C>(splat, feature, ring, k % kRing, dx, dy, in.limits, out.absolute != nullptr, state, moments,
+                grad_feature);
     }
     if (valid) add_gradients<C>(out, splat, moments, gaussian, in.channels, slice, grad_feature);
 }

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 from collections.abc import Sequence
-from ctypes import byref, c_char_p, c_float, c_int, c_longlong, c_size_t, c_void_p
+from ctypes import byref, c_char_p, c_float, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -24,112 +25,31 @@ from torch import Tensor
 
 from scene_distill.core.conventions import TILE
 from scene_distill.core.errors import UserError
-from scene_distill.renderers.native import LIMITS, Limits, library_path as newest_library
+from scene_distill.renderers.cuda_structures import (
+    Adam,
+    AnchorGradients,
+    Anchors,
+    BinInputs,
+    BinOrder,
+    BinPairs,
+    Decoded,
+    Harmonics,
+    HarmonicsGradients,
+    Images,
+    Projected,
+    ProjectedGradients,
+    RasterGradients,
+    RasterInputs,
+    RasterScratch,
+    Similarity,
+    Slots,
+    WorldGaussians,
+    WorldGradients,
+)
+from scene_distill.renderers.native import LIMITS, Limits
+from scene_distill.renderers.native import library_path as newest_library
 
 _ANCHOR_SLOTS = 10
-
-
-def _pointers(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_void_p) for name in names.split()]
-
-
-def _integers(names: str) -> list[tuple[str, Any]]:
-    return [(name, c_int) for name in names.split()]
-
-
-class _WorldGaussians(ctypes.Structure):
-    _fields_ = [
-        *_pointers("means quats scales opacities cam_from_world intrinsics"),
-        *_integers("count width height antialiased"),
-        ("limits", Limits),
-    ]
-
-
-class _Projected(ctypes.Structure):
-    _fields_ = _pointers("means2d conics depths opacities extents")
-
-
-class _ProjectedGradients(ctypes.Structure):
-    _fields_ = _pointers("means2d conics depths opacities extents")
-
-
-class _WorldGradients(ctypes.Structure):
-    _fields_ = _pointers("means quats scales opacities camera partials")
-
-
-class _BinInputs(ctypes.Structure):
-    _fields_ = [
-        *_pointers("means2d conics opacities depths extents"),
-        *_integers("count width height"),
-        ("limits", Limits),
-    ]
-
-
-class _BinOrder(ctypes.Structure):
-    _fields_ = [*_pointers("keys sorted_keys indices order tiles offsets scratch"), ("scratch_bytes", c_size_t)]
-
-
-class _BinPairs(ctypes.Structure):
-    _fields_ = [
-        *_pointers("keys sorted_keys gaussians sorted_gaussians tile_offsets"),
-        ("count", c_int),
-        ("scratch", c_void_p),
-        ("scratch_bytes", c_size_t),
-    ]
-
-
-class _RasterInputs(ctypes.Structure):
-    _fields_ = [
-        *_pointers("means2d conics opacities features background tile_offsets pair_gaussian"),
-        *_integers("channels width height"),
-        ("limits", Limits),
-    ]
-
-
-class _RasterGradients(ctypes.Structure):
-    _fields_ = _pointers("means2d conics opacities features background")
-
-
-class _RasterScratch(ctypes.Structure):
-    _fields_ = [*_pointers("checkpoints bucket_tile totals background_partials"), ("pairs", c_int)]
-
-
-class _Images(ctypes.Structure):
-    _fields_ = [*_pointers("image target"), *_integers("width height")]
-
-
-class _Similarity(ctypes.Structure):
-    _fields_ = _pointers("partials means maps ssim_gradient")
-
-
-class _Adam(ctypes.Structure):
-    _fields_ = [
-        *_pointers("param grad exp_avg exp_avg_sq visible"),
-        ("count", c_longlong),
-        ("row_size", c_int),
-        *[(name, c_float) for name in ("lr", "beta1", "beta2", "eps")],
-        ("step", c_int),
-    ]
-
-
-class _Anchors(ctypes.Structure):
-    _fields_ = [
-        *_pointers("positions features offsets log_scales visible camera_center"),
-        ("weights", c_void_p * 12),
-        ("count", c_int),
-    ]
-
-
-class _Decoded(ctypes.Structure):
-    _fields_ = _pointers("means scales quats alphas colors")
-
-
-class _AnchorGradients(ctypes.Structure):
-    _fields_ = _pointers("positions features offsets log_scales weights partials")
-
-
-class _Slots(ctypes.Structure):
-    _fields_ = _pointers("scales quats alphas colors")
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -179,8 +99,8 @@ class CudaKernels:
     def _count(self, name: str, *arguments: int) -> int:
         return getattr(self._library, f"sd_cuda_{name}")(*arguments)
 
-    def _world(self, at: _Arguments, tensors: Sequence[Tensor], view: tuple[int, int, bool]) -> _WorldGaussians:
-        return _WorldGaussians(*at(*tensors), tensors[0].shape[0], *view, self._limits)
+    def _world(self, at: _Arguments, tensors: Sequence[Tensor], view: tuple[int, int, bool]) -> WorldGaussians:
+        return WorldGaussians(*at(*tensors), tensors[0].shape[0], *view, self._limits)
 
     def project(self, *inputs: Any) -> tuple[Tensor, ...]:
         """means2d, conics, depths, opacities2d, extents; see `ops.project`."""
@@ -188,7 +108,7 @@ class CudaKernels:
         new, count = tensors[0].new_empty, tensors[0].shape[0]
         out = (new((count, 2)), new((count, 3)), new((count,)), new((count,)), new((count, 2)))
         world = self._world(at, tensors, view)
-        self._launch("project", tensors[0].device, byref(world), byref(_Projected(*at(*out))))
+        self._launch("project", tensors[0].device, byref(world), byref(Projected(*at(*out))))
         return out
 
     def project_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
@@ -199,13 +119,13 @@ class CudaKernels:
         out = [new(tensor.shape) for tensor in tensors[:4]]
         camera = new((16,)) if camera_grad else None
         partials = new((max(self._count("project_blocks", count), 1), 16)) if camera_grad else None
-        world, given = self._world(at, tensors, view), _ProjectedGradients(*at(*screen, extents))
+        world, given = self._world(at, tensors, view), ProjectedGradients(*at(*screen, extents))
         self._launch(
             "project_backward",
             tensors[0].device,
             byref(world),
             byref(given),
-            byref(_WorldGradients(*at(*out, camera, partials))),
+            byref(WorldGradients(*at(*out, camera, partials))),
         )
         pose, intrinsics = tensors[4].new_zeros((4, 4)), tensors[5].new_zeros((4,))
         if camera is not None:
@@ -228,18 +148,18 @@ class CudaKernels:
             return tile_offsets.zero_(), new(0)[0]
         buffers = new(count, count, count, count, count + 1, count + 1)
         scratch = self._scratch(count + 1, screen[0])
-        order = _BinOrder(*at(*buffers, scratch), scratch.numel())
-        given = _BinInputs(*at(*screen), count, width, height, self._limits)
+        order = BinOrder(*at(*buffers, scratch), scratch.numel())
+        given = BinInputs(*at(*screen), count, width, height, self._limits)
         self._launch("bin_count", device, byref(given), byref(order))
         pairs = int(buffers[5][count])
         lists = new(pairs, pairs, pairs, pairs)
         pair_scratch = self._scratch(pairs, screen[0])
-        filled = _BinPairs(*at(*lists, tile_offsets), pairs, pair_scratch.data_ptr(), pair_scratch.numel())
+        filled = BinPairs(*at(*lists, tile_offsets), pairs, pair_scratch.data_ptr(), pair_scratch.numel())
         self._launch("bin_fill", device, byref(given), byref(order), byref(filled))
         return tile_offsets, lists[3]
 
-    def _raster_inputs(self, at: _Arguments, tensors: Sequence[Tensor], width: int, height: int) -> _RasterInputs:
-        return _RasterInputs(*at(*tensors), tensors[3].shape[1], width, height, self._limits)
+    def _raster_inputs(self, at: _Arguments, tensors: Sequence[Tensor], width: int, height: int) -> RasterInputs:
+        return RasterInputs(*at(*tensors), tensors[3].shape[1], width, height, self._limits)
 
     def raster(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """image [H, W, D] and alpha [H, W]; see `ops.raster`."""
@@ -252,12 +172,40 @@ class CudaKernels:
 
     def raster_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Gradients of means2d, conics, opacities2d, features and background; see `ops.raster`."""
-        at, tensors, (image, _, v_image, v_alpha) = _Arguments(), inputs[:7], inputs[7:]
-        height, width, channels = image.shape
+        return self._raster_backward(inputs[:7], inputs[7].shape, inputs[9], inputs[10], None)
+
+    def raster_probed(self, means2d: Tensor, probe: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        """The picture of `raster`; only the backward pass differs. See `ops.raster_probed`."""
+        return self.raster(means2d, *rest[:-1])
+
+    def raster_probed_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """`raster_backward` of clipped pixels, and sum |dL/d means2d| [N, 2] (zeros when not ``absolute``)."""
+        image, _, v_image, v_alpha, gradient_bound, absolute = inputs[7:]
+        probe = torch.zeros_like(inputs[0], memory_format=torch.contiguous_format)
+        if gradient_bound < math.inf:
+            v_image = self._clipped(v_image, gradient_bound)
+        found = self._raster_backward(inputs[:7], image.shape, v_image, v_alpha, probe if absolute else None)
+        return *found, probe
+
+    def _clipped(self, v_image: Tensor, bound: float) -> Tensor:
+        at, out, channels = _Arguments(), v_image.new_empty(v_image.shape), v_image.shape[2]
+        given, written = map(c_void_p, at(v_image, out))
+        self._launch("clip_pixels", v_image.device, given, out.numel() // channels, channels, c_float(bound), written)
+        return out
+
+    def _raster_backward(
+        self,
+        tensors: Sequence[Tensor],
+        shape: torch.Size,
+        v_image: Tensor,
+        v_alpha: Tensor | None,
+        probe: Tensor | None,
+    ) -> tuple[Tensor, ...]:
+        at, (height, width, channels), new = _Arguments(), shape, tensors[0].new_empty
         pairs, tiles = tensors[6].numel(), _tile_count(width, height)
-        buckets, new = self._count("raster_buckets", pairs, tiles), image.new_empty
+        buckets = self._count("raster_buckets", pairs, tiles)
         out = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in tensors[:4]] + [new((channels,))]
-        scratch = _RasterScratch(
+        scratch = RasterScratch(
             *at(
                 new((buckets, TILE * TILE, 2)),
                 new((buckets,), dtype=torch.int32),
@@ -268,10 +216,36 @@ class CudaKernels:
         )
         given = self._raster_inputs(at, tensors, width, height)
         self._launch(
-            "raster_backward", image.device, byref(given), *map(c_void_p, at(v_image, v_alpha)),
-            byref(_RasterGradients(*at(*out))), byref(scratch),
+            "raster_backward", v_image.device, byref(given), *map(c_void_p, at(v_image, v_alpha)),
+            byref(RasterGradients(*at(*out, probe))), byref(scratch),
         )  # fmt: skip
         return tuple(out)
+
+    def _harmonics(self, at: _Arguments, inputs: Sequence[Any]) -> Harmonics:
+        means, coefficients, camera_center, degree, extents = inputs
+        pointers = at(means, coefficients, camera_center, extents)
+        return Harmonics(*pointers, *coefficients.shape[:2], degree)
+
+    def spherical_harmonics(self, *inputs: Any) -> Tensor:
+        """Colours [N, 3]; see `ops.spherical_harmonics`."""
+        at, out = _Arguments(), inputs[0].new_empty(inputs[0].shape)
+        harmonics = self._harmonics(at, inputs)
+        self._launch("spherical_harmonics", out.device, byref(harmonics), *map(c_void_p, at(out)))
+        return out
+
+    def spherical_harmonics_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """Gradients of means, coefficients and camera_center; the last is zero without the last input, center_grad."""
+        at, (colors, v_colors, center_grad), new = _Arguments(), inputs[5:], inputs[0].new_empty
+        out = [new(tensor.shape) for tensor in inputs[:2]]
+        center = torch.zeros_like(inputs[2], memory_format=torch.contiguous_format)
+        blocks = max(self._count("harmonics_blocks", inputs[0].shape[0]), 1)
+        wanted = (center, new((blocks, 3))) if center_grad else (None, None)
+        harmonics = self._harmonics(at, inputs[:5])
+        self._launch(
+            "spherical_harmonics_backward", colors.device, byref(harmonics), *map(c_void_p, at(colors, v_colors)),
+            byref(HarmonicsGradients(*at(*out, *wanted))),
+        )  # fmt: skip
+        return *out, center
 
     def l1_ssim(self, image: Tensor, target: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
         """l1 [], ssim [] and d ssim / d image ([H, W, 3], or empty without ``with_gradient``); see `ops.l1_ssim`."""
@@ -279,8 +253,8 @@ class CudaKernels:
         means, partials = new((2,)), new((self._count("similarity_blocks", width, height), 2))
         gradient = new((height, width, 3) if with_gradient else (0,))
         maps = new((9, height, width)) if with_gradient else None
-        out = _Similarity(*at(partials, means, maps, gradient if with_gradient else None))
-        self._launch("l1_ssim", image.device, byref(_Images(*at(image, target), width, height)), byref(out))
+        out = Similarity(*at(partials, means, maps, gradient if with_gradient else None))
+        self._launch("l1_ssim", image.device, byref(Images(*at(image, target), width, height)), byref(out))
         return means[0].clone(), means[1].clone(), gradient
 
     def l1_ssim_backward(
@@ -288,7 +262,7 @@ class CudaKernels:
     ) -> Tensor:
         """Gradient [H, W, 3] of v_l1 * l1 + v_ssim * ssim with respect to the image."""
         at, (height, width, _), out = _Arguments(), image.shape, image.new_empty(image.shape)
-        images = _Images(*at(image, target), width, height)
+        images = Images(*at(image, target), width, height)
         self._launch(
             "l1_ssim_backward", image.device, byref(images), *map(c_void_p, at(ssim_gradient, v_l1, v_ssim, out))
         )
@@ -299,18 +273,18 @@ class CudaKernels:
         at, (param, grad, exp_avg, exp_avg_sq, *rates, step, visible) = _Arguments(), inputs
         rows = param.shape[0] if param.dim() else 1
         pointers = at(param, grad, exp_avg, exp_avg_sq, visible)
-        step_ = _Adam(*pointers, param.numel(), param.numel() // max(rows, 1), *rates, step)
+        step_ = Adam(*pointers, param.numel(), param.numel() // max(rows, 1), *rates, step)
         self._launch("adam", param.device, byref(step_))
 
-    def _anchors(self, at: _Arguments, inputs: Sequence[Any]) -> _Anchors:
+    def _anchors(self, at: _Arguments, inputs: Sequence[Any]) -> Anchors:
         weights = (c_void_p * 12)(*at(*inputs[6]))
-        return _Anchors(*at(*inputs[:6]), weights, inputs[4].numel())
+        return Anchors(*at(*inputs[:6]), weights, inputs[4].numel())
 
     def decode_anchors(self, *inputs: Any) -> tuple[Tensor, ...]:
         """means, scales, quats, alphas, colors of the V * 10 slots; see `ops.decode_anchors`."""
         at, new, slots = _Arguments(), inputs[0].new_empty, inputs[4].numel() * _ANCHOR_SLOTS
         out = tuple(new(shape) for shape in ((slots, 3), (slots, 3), (slots, 4), (slots,), (slots, 3)))
-        self._launch("decode_anchors", inputs[0].device, byref(self._anchors(at, inputs)), byref(_Decoded(*at(*out))))
+        self._launch("decode_anchors", inputs[0].device, byref(self._anchors(at, inputs)), byref(Decoded(*at(*out))))
         return out
 
     def decode_anchors_backward(self, *inputs: Any) -> list[Tensor]:
@@ -320,15 +294,13 @@ class CudaKernels:
         size, blocks = self._count("decoder_size"), self._count("decode_blocks", inputs[4].numel())
         packed, partials = inputs[0].new_empty((size,)), inputs[0].new_empty((max(blocks, 1), size))
         self._launch(
-            "decode_anchors_backward", inputs[0].device, byref(self._anchors(at, inputs)), byref(_Decoded(*at(*grads))),
-            byref(_AnchorGradients(*at(*out, packed, partials))),
+            "decode_anchors_backward", inputs[0].device, byref(self._anchors(at, inputs)), byref(Decoded(*at(*grads))),
+            byref(AnchorGradients(*at(*out, packed, partials))),
         )  # fmt: skip
         parts = packed.split([weight.numel() for weight in weights])
         return [*out, *(part.view(weight.shape) for part, weight in zip(parts, weights, strict=True))]
 
-    def _consistency_sums(
-        self, at: _Arguments, student: _Slots, teacher: _Slots, like: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _consistency_sums(self, at: _Arguments, student: Slots, teacher: Slots, like: Tensor) -> tuple[Tensor, Tensor]:
         count, new = like.shape[0], like.new_empty
         partials, sums, loss = new((max(self._count("consistency_blocks", count), 1), 5)), new((5,)), new(())
         self._launch(
@@ -344,19 +316,19 @@ class CudaKernels:
     def momentum_consistency(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """The scalar L_c of Momentum-GS; see `ops.momentum_consistency`."""
         at = _Arguments()
-        return self._consistency_sums(at, _Slots(*at(*student)), _Slots(*at(*teacher)), student[2])[0]
+        return self._consistency_sums(at, Slots(*at(*student)), Slots(*at(*teacher)), student[2])[0]
 
     def momentum_consistency_backward(
         self, student: list[Tensor], teacher: list[Tensor], v_loss: Tensor
     ) -> list[Tensor]:
         """Gradients of the four tensors of the student, then of the teacher."""
         at, alphas = _Arguments(), student[2]
-        mine, others = _Slots(*at(*student)), _Slots(*at(*teacher))
+        mine, others = Slots(*at(*student)), Slots(*at(*teacher))
         _, sums = self._consistency_sums(at, mine, others, alphas)
         out = [t.new_empty(t.shape) for t in (*student, *teacher)]
         self._launch(
             "momentum_consistency_backward", alphas.device, byref(mine), byref(others), alphas.shape[0],
-            *map(c_void_p, at(sums, v_loss)), byref(_Slots(*at(*out[:4]))), byref(_Slots(*at(*out[4:]))),
+            *map(c_void_p, at(sums, v_loss)), byref(Slots(*at(*out[:4]))), byref(Slots(*at(*out[4:]))),
         )  # fmt: skip
         return out
 
@@ -381,8 +353,9 @@ def load() -> CudaKernels:
 OPS = (
     "project", "project_backward", "bin", "raster", "raster_backward", "l1_ssim", "l1_ssim_backward", "adam_",
     "decode_anchors", "decode_anchors_backward", "momentum_consistency", "momentum_consistency_backward",
+    "raster_probed", "raster_probed_backward", "spherical_harmonics", "spherical_harmonics_backward",
 )  # fmt: skip
-"""Schemas of `ops` that have a CUDA kernel: all of them."""
+"""Schemas of `ops` that have a CUDA kernel."""
 
 
 def register(library: torch.library.Library) -> None:

@@ -31,7 +31,7 @@ def build(name, sources, *flags):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
             pass
-        subprocess.run([*command, "-o", part.name, "-x", "c++", *map(str, (*sources, *SIMT))], check=True, timeout=120)
+        subprocess.run([*command, "-o", part.name, "-x", "c++", *map(str, (*sources, *SIMT))], check=True, timeout=280)
         os.replace(part.name, target)
         target.chmod(0o755)
     return target

@@ -16,7 +16,7 @@ from cuda_emulator import HEADERS, ROOT
 
 from scene_distill import renderers
 from scene_distill.core.errors import UserError
-from scene_distill.renderers import cuda, ops
+from scene_distill.renderers import cuda, cuda_structures, ops
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 
@@ -25,6 +25,7 @@ BUDGETS = {
     "project_kernel": 64, "project_backward_kernel": 96, "fill_pairs_kernel": 64, "raster_kernel": 80,
     "checkpoint_kernel": 80, "splat_gradients_kernel": 168, "l1_ssim_kernel": 48, "ssim_gradient_kernel": 48,
     "adam_kernel": 32, "decode_kernel": 96, "decode_backward_kernel": 255, "consistency_kernel": 40,
+    "harmonics_kernel": 64, "harmonics_backward_kernel": 96, "clip_pixels_kernel": 40,
 }  # fmt: skip
 
 
@@ -95,10 +96,7 @@ def test_launchers_are_bound_completely():
     for name in re.findall(r"sd_cuda_(\w+)\(", re.sub(r"//.*", "", header)):
         assert f'"{name}"' in binding or f"sd_cuda_{name}" in binding, name
     for name, body in re.findall(r"struct Sd(\w+) \{(.*?)\n\};", header, re.DOTALL):
-        mirror = getattr(
-            cuda, "Limits" if name == "Limits" else f"_{'Slots' if name == 'SlotGradients' else name}", None
-        )
-        mirror = mirror or {"DecodedGradients": cuda._Decoded}[name]
+        mirror = getattr(cuda_structures, {"SlotGradients": "Slots", "DecodedGradients": "Decoded"}.get(name, name))
         members = re.findall(r"[\s*](\w+)(?:\[12\])?(?=[,;])", re.sub(r"//.*", "", body))
         fields = [field for field, _ in mirror._fields_]
         assert [m.replace("eps2d_px2", "eps2d") for m in members] == fields, name
@@ -116,7 +114,7 @@ def test_registration_needs_no_gpu_and_no_library():
     program = """
 import time, torch
 start = time.perf_counter()
-from scene_distill.renderers import cuda, ops
+from scene_distill.renderers import cuda, cuda_structures, ops
 assert time.perf_counter() - start < 5, "the import took longer than five seconds"
 assert not torch.cuda.is_initialized() and cuda.load.cache_info().currsize == 0
 assert "_scene_distill_cuda" not in open("/proc/self/maps").read()

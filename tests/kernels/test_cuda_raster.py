@@ -102,6 +102,49 @@ def test_needles_are_not_culled(device):
     check(device, 1, size, tuple(tensors), tolerance=1e-4)
 
 
+def probed(device, seed, tensors, size, bound):
+    """What the oracle and the kernels give for one random gradient of the picture, a pixel of it a thousandfold."""
+    g = torch.Generator().manual_seed(seed)
+    v_image, v_alpha = (
+        torch.randn(size[1], size[0], tensors[3].shape[1], generator=g),
+        torch.rand(*size[::-1], generator=g),
+    )
+    v_image[3, 5] *= 1000.0
+    v_image[4, 6] = 0.0
+    screen = tuple(t.double() for t in tensors[:3])
+    grads = (reference.clip_pixels(v_image.double(), bound), v_alpha.double())
+    exact = [t.double().requires_grad_(True) for t in tensors[:5]]
+    pictures = reference.raster(tuple(exact[:3]), exact[3], exact[4], tensors[5:], size)
+    torch.autograd.backward(list(pictures), list(grads))
+    absolute = reference.absolute_gradients(screen, tensors[3].double(), tensors[4].double(), tensors[5:], size, grads)
+    here, ops = [t.to(device) for t in tensors], kernels(device, seed)
+    drawn = ops.raster_probed(here[0], torch.zeros_like(here[0]), *here[1:], *size, bound)
+    gradients = (v_image.to(device), v_alpha.to(device))
+    found = ops.raster_probed_backward(*here, *drawn, *gradients, bound, True)
+    assert not ops.raster_probed_backward(*here, *drawn, *gradients, bound, False)[5].any()
+    return found, [*(t.grad for t in exact), absolute]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("bound", [0.05, float("inf")])
+def test_clipped_pixels_and_absolute_gradients(device, seed, bound):
+    size = (20, 18)
+    found, expected = probed(device, seed, splats(40, size, 3, seed), size, bound)
+    for got, want in zip(found, expected, strict=True):
+        assert torch.allclose(got.cpu().double(), want, rtol=1e-3, atol=4e-5 * float(want.abs().max()))
+    signed, absolute = expected[0].abs(), expected[5]
+    assert (absolute >= signed - 1e-12).all() and absolute.sum() > 1.2 * signed.sum()
+
+
+def test_clipping_keeps_directions_and_bounds_every_channel(device):
+    v_image = torch.randn(9, 7, 5, generator=torch.Generator().manual_seed(2))
+    v_image[0, 0], v_image[0, 1, 2] = 0.0, -1e30
+    clipped = kernels(device, 1)._clipped(v_image.to(device), 0.1).cpu()
+    assert torch.isfinite(clipped).all() and float(clipped.abs().max()) <= 0.1 * (1 + 1e-6)
+    assert torch.allclose(clipped, reference.clip_pixels(v_image, 0.1), rtol=1e-6, atol=1e-8)
+    assert torch.equal(kernels(device, 1)._clipped(v_image.to(device), 1e31).cpu(), v_image)
+
+
 def test_nothing_to_draw(device):
     size = (17, 5)
     means2d, conics, opacities, features, background, *_ = (t.to(device) for t in splats(5, size, 3, 1))
