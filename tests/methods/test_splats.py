@@ -1,6 +1,7 @@
 """Plain splats: closed cases of densification, then training on a scene small enough to look into."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from scene_distill.representations.splat_densification import (
 from scene_distill.representations.splats import Splats
 from scene_distill.training.evaluation import SplatScene, evaluate, initial_points_psnr
 
-CONFIG = SplatsConfig(iterations=120, visits=3, image_width=80, growth_views=2, growth_events=4)
+CONFIG = SplatsConfig(iterations=90, visits=3, image_width=80, growth_views=2, growth_events=4)
 RULES = DensificationRules(
     gradient=1.0, split_size=1.0, max_size=10.0, min_opacity=0.005, min_views=2, max_splats=100
 )  # fmt: skip
@@ -135,7 +136,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(trained, scene, tmp_path):
         pass
 
     def stop(step):
-        if step.done_steps == 70:
+        if step.done_steps == 50:
             raise Stop
 
     with pytest.raises(Stop):
@@ -176,7 +177,8 @@ def test_export_writes_the_splats_as_they_are(scene, tmp_path, capsys):
     flags = ["--iterations", "20", "--visits", "2", "--image-width", "80", "--output-dir", str(folder)]
     main.main(["train", "splats", "--data", str(scene.root), *flags])
     main.main(["export", str(folder)])
-    assert "loss 0.00 dB" in capsys.readouterr().out
+    lost = re.search(r"\(loss (-?[\d.]+) dB\)", capsys.readouterr().out)
+    assert lost and abs(float(lost[1])) < 0.005
     merged = MergedSplats.load(folder / "model.safetensors")
     written = read_splats(folder / "exports" / "scene.ply")[0]
     world = merged.local.means + torch.from_numpy(merged.origin).float()
