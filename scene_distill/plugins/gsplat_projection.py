@@ -31,7 +31,7 @@ LARGEST_CUT = 3.33
 class Lens:
     """How gsplat was asked to project: size (width, height) px, near and far plane and smallest radius to draw, the
     low-pass eps2d px², Mip-Splatting's compensation, radii per axis ([..., 2], gsplat 1.5) or one (1.4), and the
-    camera model, 'pinhole' or 'ortho'."""
+    camera model, 'pinhole' or 'ortho'; per axis, radii know the opacity unless ``opacity_aware`` is off."""
 
     size: tuple[int, int]
     near: float = 0.01
@@ -41,6 +41,7 @@ class Lens:
     antialiased: bool = False
     radius_per_axis: bool = False
     camera_model: str = "pinhole"
+    opacity_aware: bool = True
 
     def __post_init__(self) -> None:
         if self.camera_model not in ("pinhole", "ortho"):
@@ -83,8 +84,8 @@ class Screen:
         return self.extents[..., 0] > 0
 
 
-def radii_of(conics: Tensor, opacities: Tensor, per_axis: bool) -> Tensor:
-    """gsplat's radii in px (float) of ellipses with conics [..., 3] and opacities [...].
+def radii_of(conics: Tensor, opacities: Tensor | None, per_axis: bool) -> Tensor:
+    """gsplat's radii in px (float) of ellipses with conics [..., 3] and opacities [...], None if they do not matter.
 
     gsplat 1.4: ceil(3 sqrt(lambda_max)). 1.5 per axis: ceil(min(k sigma_axis, k sqrt(lambda_max))) with k = min(3.33,
     sqrt(2 log(opacity / ALPHA_MIN))). lambda_max = b + sqrt(max(0.01, b² - det)), b half the trace.
@@ -96,7 +97,9 @@ def radii_of(conics: Tensor, opacities: Tensor, per_axis: bool) -> Tensor:
     largest = half_trace + (half_trace * half_trace - det).clamp(min=0.01).sqrt()
     if not per_axis:
         return torch.ceil(3.0 * largest.sqrt())
-    cut = (2.0 * torch.log((opacities / conventions.ALPHA_MIN).clamp(min=1.0))).sqrt().clamp(max=LARGEST_CUT)
+    cut = torch.full_like(largest, LARGEST_CUT)
+    if opacities is not None:
+        cut = cut.minimum((2.0 * torch.log((opacities / conventions.ALPHA_MIN).clamp(min=1.0))).sqrt())
     return torch.ceil(cut[..., None] * torch.minimum(variances, largest[..., None]).sqrt())
 
 
@@ -106,7 +109,7 @@ def _projected(
     """radii, means2d, conics, depths, opacities2d, extents of one camera, zero where not drawn."""
     found = native.project(world, camera, lens.size, lens.antialiased, lens.limits, orthographic=lens.orthographic)
     _, conics, depths, opacities2d, extents = found
-    radii = radii_of(conics, opacities2d, lens.radius_per_axis)
+    radii = radii_of(conics, opacities2d if lens.opacity_aware else None, lens.radius_per_axis)
     largest = radii.amax(-1) if lens.radius_per_axis else radii
     hidden = (extents[:, 0] <= 0) | (depths > lens.far) | (largest <= lens.radius_clip)
     for tensor in (radii, *found):
@@ -186,6 +189,7 @@ def fully_fused_projection(given: Mapping[str, Any], radius_per_axis: bool) -> t
     lens = Lens(
         (given["width"], given["height"]), given["near_plane"], given["far_plane"], given["radius_clip"],
         given["eps2d"], compensate, radius_per_axis, given["camera_model"],
+        opacities is not None,
     )  # fmt: skip
     full = means.new_ones(means.shape[0]) if opacities is None else opacities
     screen = project((means, given["quats"], given["scales"], full), given["viewmats"], given["Ks"], lens)
