@@ -63,7 +63,7 @@ class ScreenGradients:
 
     def rows(self, keep: Tensor, added: int) -> ScreenGradients:
         """The rows of a mask followed by ``added`` fresh ones."""
-        fresh = torch.zeros(added)
+        fresh = self.gradient.new_zeros(added)
         return ScreenGradients(torch.cat([self.gradient[keep], fresh]), torch.cat([self.views[keep], fresh]))
 
 
@@ -109,8 +109,9 @@ def densify(
 def children_of(parents: Splats, seed: torch.Generator) -> Splats:
     """`CHILDREN` splats for each parent, parent by parent: means drawn from the parent's own distribution, sizes
     divided by `SHRINK`."""
-    twice = parents.select(torch.arange(len(parents)).repeat_interleave(CHILDREN))
-    drawn = torch.randn(len(twice), 3, generator=seed) * twice.log_scales.exp()
+    device = parents.means.device
+    twice = parents.select(torch.arange(len(parents), device=device).repeat_interleave(CHILDREN))
+    drawn = torch.randn(len(twice), 3, generator=seed).to(device) * twice.log_scales.exp()
     rotations = geometry.rotmats_from_quats(twice.quats)
     means = twice.means + (rotations @ drawn[..., None]).squeeze(-1)
     return replace(twice, means=means, log_scales=twice.log_scales - math.log(SHRINK))

@@ -38,12 +38,15 @@ def view_of_step(views: tuple[View, ...], step: int, *seed_parts: int | str) -> 
 
 
 class SceneBlocks:
-    """K blocks of a scene. ``origin`` [3] is where the training frame has its zero, in the world; ``spacing`` is the
-    median distance of neighbouring points in the scene's unit."""
+    """K blocks of a scene, their photos on ``device``.
+
+    ``origin`` [3] is where the training frame has its zero, in the world; ``spacing`` is the median distance of
+    neighbouring points in the scene's unit.
+    """
 
     def __init__(self, scene: Scene, images: ImageCache, blocks: int, scheme: Literal["balanced", "grid"],
-                 view_threshold: float) -> None:  # fmt: skip
-        self.scene, self.images = scene, images
+                 view_threshold: float, device: torch.device) -> None:  # fmt: skip
+        self.scene, self.images, self.device = scene, images, device
         self.visibility: Visibility = observe(scene)
         self.partition: Partition = partition(scene, blocks, scheme=scheme, visibility=self.visibility)
         self.assignment = assigning.assign_views(
@@ -62,7 +65,8 @@ class SceneBlocks:
 
     def owns(self, unit: int, positions: Tensor) -> Tensor:
         """Which positions [N, 3] of the training frame lie in the block's own cell, [N] bool."""
-        return torch.from_numpy(self.partition.owns(positions.double().numpy() + self.origin, unit))
+        mine = self.partition.owns(positions.double().cpu().numpy() + self.origin, unit)
+        return torch.from_numpy(mine).to(positions.device)
 
     def views(self, unit: int) -> tuple[View, ...]:
         """The views that train a block."""
@@ -78,6 +82,6 @@ class SceneBlocks:
 
     def _view(self, frame: Frame) -> View:
         def photo() -> Tensor:
-            return self.images.get(frame).to(torch.float32) / 255.0
+            return self.images.get(frame).to(self.device, torch.float32) / 255.0
 
         return View(self.images.camera(frame).moved(self.origin), photo)

@@ -117,7 +117,7 @@ class BlockTraining:
     def _observe(self, rendering: Rendering, rows: Tensor, camera: Camera) -> None:
         gradient = rendering.means2d.grad
         assert gradient is not None
-        to_device_units = torch.tensor([camera.width / 2, camera.height / 2])
+        to_device_units = gradient.new_tensor([camera.width / 2, camera.height / 2])
         self.statistics.observe(rows, (gradient * to_device_units).norm(dim=1))
 
     @torch.no_grad()

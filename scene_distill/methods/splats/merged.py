@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,14 @@ class MergedSplats:
     def __len__(self) -> int:
         return len(self.local)
 
+    def to(self, device: torch.device | str) -> MergedSplats:
+        """The same scene on a device."""
+        local = Splats(**{name: getattr(self.local, name).to(device) for name in FIELDS})
+        return replace(self, local=local, block=self.block.to(device))
+
     def splats(self) -> Splats:
-        """The splats in the training frame, as an exporter writes them."""
-        return self.local
+        """The splats in the training frame on the CPU, as an exporter writes them."""
+        return self.to("cpu").local
 
     @torch.no_grad()
     def render(self, camera: Camera, *, blocks: frozenset[int] | None = None, with_depth: bool = False) -> Rendering:
@@ -50,12 +55,12 @@ class MergedSplats:
         local = self.local
         rows = drawn_rows(local.means, local.quats, local.log_scales, local.opacity_logits, view)
         if blocks is not None:
-            rows = rows[torch.isin(self.block[rows], torch.tensor(sorted(blocks), dtype=torch.int32))]
+            rows = rows[torch.isin(self.block[rows], self.block.new_tensor(sorted(blocks)))]
         return render(gaussians_for(local.select(rows), view), view, with_depth=with_depth)
 
     def save(self, path: Path) -> None:
         """Write everything as one .safetensors file, atomically."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors().items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.tensors().items()}
         header = {"scene_distill": json.dumps({"metadata": self.metadata})}
         write_atomically(path, lambda temporary: save_file(tensors, temporary, metadata=header))
 

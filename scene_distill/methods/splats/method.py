@@ -54,7 +54,8 @@ class PlainSplats:
 
     def __init__(self, config: SplatsConfig, scene: Scene, images: ImageCache) -> None:
         self.config, self.scene, self.images = config, scene, images
-        self.blocks = SceneBlocks(scene, images, config.blocks, config.partition, config.view_threshold)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.blocks = SceneBlocks(scene, images, config.blocks, config.partition, config.view_threshold, self.device)
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
         self.shared = NothingShared()
 
@@ -72,17 +73,17 @@ class PlainSplats:
         setting = BlockSetting(
             unit, blocks.views(unit), self._rules(unit), blocks.spacing, lambda means: blocks.owns(unit, means)
         )
-        return BlockTraining(self.config, setting, state)
+        return BlockTraining(self.config, setting, {name: tensor.to(self.device) for name, tensor in state.items()})
 
     def merge(self, states: Mapping[int, Callable[[], State]]) -> MergedSplats:
         """One scene: of each block the splats inside its own cell (cells are disjoint, nothing is blended)."""
         kept, owners = [], []
         for unit in sorted(states):
-            splats = splats_of(states[unit]())
+            splats = splats_of({name: tensor.cpu() for name, tensor in states[unit]().items()})
             kept.append(splats.select(self.blocks.owns(unit, splats.means)))
             owners.append(torch.full((len(kept[-1]),), unit, dtype=torch.int32))
         metadata = {"blocks": self.blocks.partition.to_dict(), "up": self.scene.up.tolist()} | self.scene.metadata
-        return MergedSplats(Splats.cat(kept), torch.cat(owners), self.blocks.origin, metadata)
+        return MergedSplats(Splats.cat(kept), torch.cat(owners), self.blocks.origin, metadata).to(self.device)
 
     def plan(self) -> dict[str, Any]:
         """What will be trained, before it is: a text table, and bytes of a round."""
