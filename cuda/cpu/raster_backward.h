@@ -104,11 +104,11 @@ struct ImageGradient {
     float bound;                                     // of |v_image| per channel; infinite: none
 };
 
-// Factor that brings the largest channel of a pixel's gradient down to the bound (PGC, ICLR 2024): the direction is kept.
-inline float clip_factor(const float* v, int channels, float bound) {
-    float largest = 0.0f;
-    for (int k = 0; k < channels; ++k) largest = most(largest, __builtin_fabsf(v[k]));
-    return largest > bound ? bound / largest : 1.0f;
+// Factor that brings the largest channel of n pixels' gradients down to the bound (PGC, ICLR 2024): directions are kept.
+inline Floats clip_factor(const float* v, int channels, int n, float bound) {
+    Floats largest = 0.0f;
+    for (int k = 0; k < channels; ++k) largest = max(largest, abs(load_strided(v + k, channels, n)));
+    return select(largest > bound, bound / max(largest, 1e-30f), Floats(1.0f));
 }
 
 // Loads v and rest of one tile; returns in background[k] the tile's sum of transmittance * v_image.
@@ -117,31 +117,33 @@ inline void load_gradient(const TileFrame& frame, const sd_image& image, Channel
                           TileGradient<kWidth>& grad, float* background) {
     alignas(64) float v[kWidth][kBlocks][kLanes] = {}, v_alpha[kBlocks][kLanes] = {}, rest[kBlocks][kLanes] = {};
     bool with_alpha = from.v_alpha && chosen.first == 0, clipped = !__builtin_isinf(from.bound);
-    float sums[kWidth] = {};
+    const int stride = image.channels;
+    Floats sums[kWidth];
+    for (auto& value : sums) value = 0.0f;
     for (int row = 0; row < frame.rows; ++row)
-        for (int column = 0; column < frame.columns; ++column) {
-            int b = TileFrame::block(column, row), l = TileFrame::lane(column, row);
-            int64_t pixel = int64_t(frame.y0 + row) * image.width + frame.x0 + column;
-            int64_t at = pixel * image.channels + chosen.first;
-            float total = 0.0f, t = 1.0f - from.alpha[pixel];
-            float factor = clipped ? clip_factor(from.v_image + pixel * image.channels, image.channels, from.bound) : 1.0f;
+        for (int column = 0; column < frame.columns; column += kLanes) {
+            int n = least(kLanes, frame.columns - column);
+            int64_t pixel = int64_t(frame.y0 + row) * image.width + frame.x0 + column, at = pixel * stride + chosen.first;
+            Floats total = 0.0f, alpha = load_first(from.alpha + pixel, n), t = 1.0f - alpha, factor = 1.0f;
+            if (clipped) factor = clip_factor(from.v_image + pixel * stride, stride, n, from.bound);
             for (int k = 0; k < chosen.count; ++k) {
-                float value = from.v_image[at + k] * factor;
-                v[k][b][l] = value;
-                total += value * from.image[at + k];
-                sums[k] += value * t;
+                Floats value = load_strided(from.v_image + at + k, stride, n) * factor;
+                put_row(v[k], column, row, value);
+                total = fma(value, load_strided(from.image + at + k, stride, n), total);
+                sums[k] = fma(value, t, sums[k]);
             }
             if (with_alpha) {
-                v_alpha[b][l] = from.v_alpha[pixel];
-                total += from.v_alpha[pixel] * from.alpha[pixel];
+                Floats value = load_first(from.v_alpha + pixel, n);
+                put_row(v_alpha, column, row, value);
+                total = fma(value, alpha, total);
             }
-            rest[b][l] = total;
+            put_row(rest, column, row, total);
         }
     for (int b = 0; b < kBlocks; ++b) {
         for (int k = 0; k < kWidth; ++k) grad.v[k][b] = load(v[k][b]);
         grad.v_alpha[b] = load(v_alpha[b]), grad.rest[b] = load(rest[b]);
     }
-    for (int k = 0; k < chosen.count && background; ++k) background[chosen.first + k] = sums[k];
+    for (int k = 0; k < chosen.count && background; ++k) background[chosen.first + k] = sum(sums[k]);
 }
 
 // pair_rank[offset[g] ..]: the pairs of Gaussian g in tile order. A counting sort on one thread, beside the tiles.

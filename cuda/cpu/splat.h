@@ -91,6 +91,14 @@ struct TileFrame {
     static int lane(int column, int row) { return row % kBlockHeight * kBlockWidth + column % kBlockWidth; }
 };
 
+// Values of the pixels (column .. column + kLanes - 1, row) of a tile, into blocks; column is a multiple of kLanes.
+inline void put_row(float (*blocks)[kLanes], int column, int row, Floats values) {
+    alignas(64) float lanes[kLanes];
+    store(lanes, values);
+    for (int k = 0; k < kLanes; k += kBlockWidth)
+        __builtin_memcpy(&blocks[TileFrame::block(column + k, row)][TileFrame::lane(0, row)], lanes + k, kBlockWidth * sizeof(float));
+}
+
 inline Floats lane_columns() {
     return kBlockHeight == 1 ? iota() : iota() - floor(iota() * (1.0f / kBlockWidth)) * static_cast<float>(kBlockWidth);
 }

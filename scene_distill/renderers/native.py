@@ -139,8 +139,17 @@ def library_path(name: str = "_scene_distill_cpu.so") -> Path:
 
 def supported_isas() -> tuple[str, ...]:
     """Builds in the library that this processor runs, best first."""
-    handle = ctypes.CDLL(str(library_path()))
+    handle = _open()
     return tuple(isa for isa in ISAS if handle.sd_cpu_supports(isa.encode()))
+
+
+@functools.cache
+def _open() -> ctypes.CDLL:
+    """The library, which uses as many threads as SCENE_DISTILL_THREADS says, or as this process has cores."""
+    handle = ctypes.CDLL(str(library_path()))
+    handle.sd_cpu_supports.argtypes = [c_char_p]
+    handle.sd_set_threads(int(os.environ.get("SCENE_DISTILL_THREADS") or available_cores()))
+    return handle
 
 
 @functools.cache
@@ -153,17 +162,11 @@ def load(isa: str | None = None) -> Library:
     chosen = isa or os.environ.get("SCENE_DISTILL_ISA") or supported[0]
     if chosen not in supported:
         raise UserError(f"SCENE_DISTILL_ISA={chosen} cannot run here; this processor runs {', '.join(supported)}")
-    handle = ctypes.CDLL(str(library_path()))
-    handle.sd_cpu_supports.argtypes = [c_char_p]
-    functions = {}
+    handle, functions = _open(), {}
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(handle, f"{name}_{chosen}")
         function.restype, function.argtypes = result, arguments
         functions[name] = function
-    if "SCENE_DISTILL_THREADS" in os.environ:
-        handle.sd_set_threads(int(os.environ["SCENE_DISTILL_THREADS"]))
-    else:
-        handle.sd_set_threads(available_cores())
     return Library(chosen, handle, functions)
 
 

@@ -146,7 +146,7 @@ def bench_step(case: BenchCase, repetitions: int) -> dict[str, Any]:
     evaluations, useful, pixels = shares[3], int(shares[2].sum()), case.width * case.height
     times = {name: best_ms(call, repetitions) for name, call in stages_of(step).items()}
     step_ms = best_ms(step, repetitions)
-    rate = native_features.vector_rate(repetitions)
+    rate = native_features.vector_rate(4 * repetitions)
     rows = row_evaluations(means2d, extents, lists, step.size) * pixels
     forward, backward = times["raster_forward"], times["raster_backward"]
 
