@@ -11,6 +11,9 @@ def pytest_addoption(parser):
     parser.addoption(
         "--device", default="cpu", choices=("cpu", "cuda"), help="where the CUDA kernels run: emulated or real"
     )
+    parser.addoption(
+        "--all-architectures", action="store_true", help="compile the CUDA kernels for every architecture, not for two"
+    )
 
 
 @pytest.fixture(scope="session")
