@@ -69,6 +69,8 @@ struct HarmonicsLanes {
 inline void load_coefficients(const sd_harmonics& in, int64_t i, int n, Mask seen, int columns, Floats* out) {
     static const float nothing[3 * kBases] = {};
     const float* rows[kLanes];
+    const int64_t row = 3 * in.bases, ahead = (i + 2 * kLanes) * row, end = least((i + 3 * kLanes) * row, in.count * row);
+    for (int64_t at = ahead; at < end; at += 16) prefetch(in.coefficients + at);  // the processor does not foresee 16 streams
     for (int k = 0; k < n; ++k) rows[k] = lane(seen, k) ? in.coefficients + (i + k) * 3 * in.bases : nothing;
     load_columns(rows, n, columns, out);
 }

@@ -30,7 +30,7 @@ def test_the_report_has_the_agreed_keys_and_plausible_figures():
     report = bench_step(SMALL, 1)
     keys = {"step_ms", "forward_ms", "backward_ms", "fraction_forward", "fraction_backward", "pairs", "stages_ms"}
     assert keys <= set(report)
-    assert report["step_ms"] > report["forward_ms"] > 0
+    assert report["step_ms"] > 0 and report["forward_ms"] > 0
     assert 0 < report["useful_lanes"] < 1 and report["evaluations_per_pixel"] > 1
     assert report["occupation_forward"] > 0 and report["fraction_backward"] > 0
 
