@@ -100,6 +100,15 @@ def test_reset_lowers_high_opacities_only():
     torch.testing.assert_close(found, torch.tensor([0.01, 0.002]))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread():
+    """As in `training.loop.prepare`: torch's pool and that of the kernels would spin against each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory):
     return load_scene(make_city(load_recipe("city_test"), tmp_path_factory.mktemp("data") / "city"))
