@@ -20,7 +20,7 @@ from scene_distill.data.procedural_city import load_recipe, make_city
 from scene_distill.plugins.gsplat_splatfacto import accept_numpy_scalars
 
 ROOT = Path(__file__).parents[2]
-ITERATIONS = 40
+ITERATIONS = 80
 LOOK = """
 import json, time, torch
 from torchmetrics.image import lpip
@@ -103,7 +103,8 @@ def test_stock_splatfacto_trains_on_the_cpu_and_ns_eval_reads_the_run(place: Pat
     output = run(
         place, "1", program("ns-train"), "splatfacto", "--data", "city", "--max-num-iterations", ITERATIONS,
         "--vis", "tensorboard", "--timestamp", "run", "--pipeline.model.num-downscales", 0,
-        "--steps-per-eval-image", 39, "--pipeline.model.warmup-length", 5, "--pipeline.model.refine-every", 5,
+        "--steps-per-eval-image", 79, "--pipeline.model.cull-alpha-thresh", 0.05,
+        "--pipeline.model.warmup-length", 5, "--pipeline.model.refine-every", 20,
         "colmap", "--colmap-path", "sparse/0", "--downscale-factor", 1,
     )  # fmt: skip
     assert "LPIPS is left out of the metrics" in output
