@@ -14,7 +14,8 @@ from scene_distill.core.cameras import Camera
 class Frame:
     """One photograph: where its file is and the camera that took it (at the file's own resolution, undistorted).
 
-    ``seen`` holds indices into the scene's points: the structure-from-motion points this photograph observes, [P_f] int64.
+    ``seen`` holds indices into the scene's points: the structure-from-motion points this photograph observes, [P_f]
+    int64.
     """
 
     name: str
