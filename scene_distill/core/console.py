@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -11,6 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 console = Console(highlight=False, soft_wrap=True)
+
+SECONDS_BETWEEN_LINES = 5.0
+"""Pause between progress lines where there is no terminal to draw a bar on."""
 
 
 class Meter(Protocol):
@@ -30,23 +34,26 @@ class _Bar:
 
 
 class _Lines:
-    """Progress for a log file: a line at every twentieth of the way."""
+    """Progress for a log file: a line at most every five seconds, with the time that is left."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self._title, self._total, self._printed = title, max(total, 1), 0
+    def __init__(self, title: str, total: int, done: int) -> None:
+        self._title, self._total, self._first = title, max(total, 1), done
+        self._started = self._printed = time.monotonic()
 
     def update(self, done: int, note: str = "") -> None:
-        twentieth = done * 20 // self._total
-        if twentieth > self._printed:
-            self._printed = twentieth
-            console.print(f"{self._title} {done}/{self._total} {note}")
+        now = time.monotonic()
+        if now - self._printed < SECONDS_BETWEEN_LINES or done <= self._first:
+            return
+        self._printed = now
+        left = (now - self._started) / (done - self._first) * max(self._total - done, 0)
+        console.print(f"{self._title} {done}/{self._total}, {left:.0f} s left  {note}")
 
 
 @contextmanager
 def progress(title: str, total: int, done: int = 0) -> Iterator[Meter]:
     """A bar with elapsed and remaining time on a terminal, occasional lines elsewhere."""
     if not console.is_terminal:
-        meter = _Lines(title, total)
+        meter = _Lines(title, total, done)
         yield meter
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
