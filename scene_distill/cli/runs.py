@@ -10,7 +10,7 @@ from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Scene
 from scene_distill.methods import find_method
 from scene_distill.training.evaluation import TrainedScene
-from scene_distill.training.loop import load_for
+from scene_distill.training.loop import load_for, use_native_threads
 from scene_distill.training.run_folder import RunFolder
 
 
@@ -35,5 +35,6 @@ def open_run(path: Path, data: Path | None = None) -> OpenRun:
     config = folder.saved_config(entry.config, entry.name)
     trained = entry.load(folder.model)
     config = replace(config, data=data or config.data)
+    use_native_threads(config.threads)
     scene, width = load_for(config)
     return OpenRun(folder, entry.name, config, trained, scene, ImageCache(scene.frames, width, 64_000_000))

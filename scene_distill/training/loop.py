@@ -94,10 +94,7 @@ class Training:
 def prepare(method_name: str, config: RunConfig, build: Build) -> Training:
     """Load the data, split it into units and check the budget. Nothing is written yet; `Training.folder.open` is
     next."""
-    if config.threads:
-        native.set_threads(config.threads)
-    torch.set_num_threads(1)  # the native kernels have their own threads; two pools would spin against each other
-    native.keep_freed_memory()
+    use_native_threads(config.threads)
     scene, width = load_for(config)
     folder = RunFolder(config.output_dir or default_folder(config, method_name))
     all_photos = sum(3 * c.width * c.height for c in (f.camera.resized(width) for f in scene.frames))
@@ -110,6 +107,17 @@ def prepare(method_name: str, config: RunConfig, build: Build) -> Training:
         ram_bytes = spare - images.budget_bytes
     runtime = Runtime(method, method.rounds, folder.checkpoint, ram_bytes)
     return Training(method_name, config, scene, images, method, runtime, folder)
+
+
+def use_native_threads(threads: int) -> None:
+    """Give the cores to the native kernels (all of them when ``threads`` is 0) and one thread to torch.
+
+    Two pools would spin against each other, and torch's sums change their last bits with its number of threads.
+    """
+    if threads:
+        native.set_threads(threads)
+    torch.set_num_threads(1)
+    native.keep_freed_memory()
 
 
 def load_for(config: RunConfig) -> tuple[Scene, int]:
