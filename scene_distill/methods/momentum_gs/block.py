@@ -24,15 +24,7 @@ from scene_distill.representations.anchors import LEARNED, Anchors
 from scene_distill.representations.densification import GrowthRules, GrowthStatistics
 from scene_distill.training.metrics import psnr
 from scene_distill.training.optimisers import AdamMoments, log_linear
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """A training view of a block: its camera (training frame and size) and a function that loads its photo [H, W,
-    3] in [0, 1]."""
-
-    camera: Camera
-    photo: Callable[[], Tensor]
+from scene_distill.training.scene_blocks import View, view_of_step
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +65,7 @@ class BlockTraining:
             return None, {"anchors": float(len(self.anchors))}
         if not self.shares:
             self.decoder.begin_step(step, False)
-        view = self._view(step)
+        view = view_of_step(self.setting.views, step, self.config.seed, "views", self.setting.unit)
         photo = view.photo()
         anchors, student = self.anchors.trainable(), self.decoder.student
         visible = anchors.visible(view.camera)
@@ -105,11 +97,6 @@ class BlockTraining:
         if not self.shares:
             return state | self.decoder.state(), {}
         return state, self._scores()
-
-    def _view(self, step: int) -> View:
-        epoch, position = divmod(step, len(self.setting.views))
-        order = seeds.numpy_generator(self.config.seed, "views", self.setting.unit, epoch)
-        return self.setting.views[int(order.permutation(len(self.setting.views))[position])]
 
     def _loss(self, anchors: Anchors, visible: Tensor, camera: Camera, gaussians: Gaussians, rendering: Rendering,
               photo: Tensor) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
