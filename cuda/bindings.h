@@ -49,6 +49,7 @@ typedef struct sd_image {
     const float* background;       // [D] or NULL (black)
     const int32_t* tile_offsets;   // [T + 1]
     const int32_t* pair_gaussian;  // [M]
+    const uint8_t* mask;           // [H, W] or NULL: pixels with 0 show the background and pull at no Gaussian
 } sd_image;
 
 // Spherical harmonics of N Gaussians seen from a point.
@@ -126,12 +127,11 @@ typedef struct sd_slots {
                                                    const float* v_alpha, float* v_means2d, float* v_conics,                  \
                                                    float* v_opacities2d, float* v_features, float* v_background,             \
                                                    float gradient_bound, float* v_absolute);                                 \
-    /* Sum and maximum of each Gaussian's blending weights and the number of pixels it is drawn in, [N] each; mask [H, W] */ \
-    /* or NULL: pixels with 0 do not count. Features are not read. Returns the vector blocks that were evaluated. */         \
+    /* Sum and maximum of each Gaussian's blending weights and the number of pixels it is drawn in, [N] each. Features are */ \
+    /* not read. Returns the vector blocks that were evaluated. */                                                           \
     SD_EXPORT int64_t sd_raster_contributions_##isa(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, \
-                                                    const uint8_t* mask, float* weight_sum, float* weight_max,               \
-                                                    int32_t* pixels);                                                        \
-    /* median [H, W]: the Gaussian that takes the transmittance to at or below 1/2, or -1. */                                \
+                                                    float* weight_sum, float* weight_max, int32_t* pixels);                  \
+    /* median [H, W]: the Gaussian that takes the transmittance to at or below 1/2, or -1. Features are not read. */         \
     SD_EXPORT void sd_raster_median_##isa(const sd_screen* screen, const sd_image* frame, const sd_limits* limits,           \
                                           int32_t* median);                                                                  \
     /* colors [N, 3] = max(0, 1/2 + basis . coefficients); rows that are not drawn are zero. */                              \

@@ -65,8 +65,8 @@ void SD_NAME(sd_raster_backward_probed)(const sd_screen* screen, const sd_image*
 }
 
 int64_t SD_NAME(sd_raster_contributions)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits,
-                                         const uint8_t* mask, float* weight_sum, float* weight_max, int32_t* pixels) {
-    return raster_contributions(*screen, *frame, *limits, mask, {weight_sum, weight_max, pixels});
+                                         float* weight_sum, float* weight_max, int32_t* pixels) {
+    return raster_contributions(*screen, *frame, *limits, {weight_sum, weight_max, pixels});
 }
 
 void SD_NAME(sd_raster_median)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, int32_t* median) {

@@ -78,7 +78,7 @@ inline void pull_tile(const Splat* splats, const float* wide, const int32_t* ids
     constexpr int kSlot = slot_floats<kWidth, kAbs>();
     const Floats lane_column = lane_columns(), lane_row = lane_rows();
     int k = 0;
-    for (bool alive = true; k < count && alive; ++k) {
+    for (bool alive = live.shrink(); k < count && alive; ++k) {
         int64_t ahead = ids[least(k + kLookAhead, count - 1)];
         prefetch(&splats[ahead]);
         if (kWidth > 4) prefetch(wide + ahead * kWidth);
@@ -125,10 +125,12 @@ inline void load_gradient(const TileFrame& frame, const sd_image& image, Channel
             int n = least(kLanes, frame.columns - column);
             int64_t pixel = int64_t(frame.y0 + row) * image.width + frame.x0 + column, at = pixel * stride + chosen.first;
             Floats total = 0.0f, alpha = load_first(from.alpha + pixel, n), t = 1.0f - alpha, factor = 1.0f;
+            float shown[kLanes];
+            for (int l = 0; l < n; ++l) shown[l] = !image.mask || image.mask[pixel + l] ? 1.0f : 0.0f;
             if (clipped) factor = clip_factor(from.v_image + pixel * stride, stride, n, from.bound);
             for (int k = 0; k < chosen.count; ++k) {
                 Floats value = load_strided(from.v_image + at + k, stride, n) * factor;
-                put_row(v[k], column, row, value);
+                put_row(v[k], column, row, zero_unless(load_first(shown, n) > 0.0f, value));
                 total = fma(value, load_strided(from.image + at + k, stride, n), total);
                 sums[k] = fma(value, t, sums[k]);
             }
@@ -211,7 +213,7 @@ inline void pull_image(const sd_screen& screen, const sd_image& image, Channels 
         TileGradient<kWidth> grad;
         load_gradient<kWidth>(frame, image, chosen, from, grad,
                               tile_background ? tile_background + tile * image.channels : nullptr);
-        Transmittance live(frame);
+        Transmittance live(frame, image);
         int32_t begin = image.tile_offsets[tile], end = image.tile_offsets[tile + 1];
         pull_tile<kWidth, kAbs>(splats, wide, image.pair_gaussian + begin, end - begin, frame, limits, live, grad,
                           slots + int64_t(begin) * slot_floats<kWidth, kAbs>());

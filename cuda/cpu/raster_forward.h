@@ -37,6 +37,7 @@ inline void draw_tile(const Splat* splats, const float* wide, const int32_t* ids
     for (auto& channel : acc.c)
         for (auto& block : channel) block = 0.0f;
     const Floats lane_column = lane_columns(), lane_row = lane_rows();
+    if (!live.shrink()) return;
     for (int k = 0; k < count; ++k) {
         int64_t ahead = ids[least(k + kLookAhead, count - 1)];
         prefetch(&splats[ahead]);
@@ -78,7 +79,7 @@ inline void draw_image(const Splat* splats, const float* wide, const sd_image& i
     TileGrid grid(image.width, image.height);
     parallel_items(grid.tiles, [&](int64_t tile, int) {
         TileFrame frame(grid, static_cast<int>(tile));
-        Transmittance live(frame);
+        Transmittance live(frame, image);
         TileColors<kWidth> acc;
         int32_t begin = image.tile_offsets[tile], end = image.tile_offsets[tile + 1];
         draw_tile<kWidth>(splats, wide, image.pair_gaussian + begin, end - begin, frame, limits, live, acc);

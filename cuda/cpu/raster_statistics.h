@@ -17,24 +17,13 @@ inline void pack_geometry(const sd_screen& screen, const sd_limits& limits, Spla
     });
 }
 
-// mask [H, W] or null: pixels with 0 take part in nothing.
-inline void hide_masked(const TileFrame& frame, const uint8_t* mask, int width, Transmittance& live) {
-    if (!mask) return;
-    alignas(64) float t[kBlocks][kLanes];
-    for (int b = 0; b < kBlocks; ++b) store(t[b], live.t[b]);
-    for (int row = 0; row < frame.rows; ++row)
-        for (int column = 0; column < frame.columns; ++column)
-            if (!mask[int64_t(frame.y0 + row) * width + frame.x0 + column])
-                t[TileFrame::block(column, row)][TileFrame::lane(column, row)] = -1.0f;
-    for (int b = 0; b < kBlocks; ++b) live.t[b] = load(t[b]);
-}
-
 // Calls visit(k, block, weight, drawn, before, after) for every block that pair k of the tile is evaluated on, front to back.
 template <class Visit>
 inline void walk_tile(const Splat* splats, const int32_t* ids, int count, const TileFrame& frame, const sd_limits& limits,
                       Transmittance& live, Visit&& visit) {
     const Floats lane_column = lane_columns(), lane_row = lane_rows();
     const Floats alpha_min = limits.alpha_min, alpha_max = limits.alpha_max, t_min = limits.transmittance_min;
+    if (!live.shrink()) return;
     for (int k = 0; k < count; ++k) {
         prefetch(&splats[ids[least(k + kLookAhead, count - 1)]]);
         const Splat& s = splats[ids[k]];
@@ -97,7 +86,7 @@ struct ContributionOut {
 };
 
 // Returns how many blocks of kLanes pixels were evaluated.
-inline int64_t raster_contributions(const sd_screen& screen, const sd_image& image, const sd_limits& limits, const uint8_t* mask,
+inline int64_t raster_contributions(const sd_screen& screen, const sd_image& image, const sd_limits& limits,
                                     const ContributionOut& out) {
     Scratch scratch;
     TileGrid grid(image.width, image.height);
@@ -110,8 +99,7 @@ inline int64_t raster_contributions(const sd_screen& screen, const sd_image& ima
     parallel_items(grid.tiles + 1, [&](int64_t item, int) {
         if (item == 0) return index_pairs(image.pair_gaussian, pairs, screen.count, offset, pair_rank);
         TileFrame frame(grid, static_cast<int>(item - 1));
-        Transmittance live(frame);
-        hide_masked(frame, mask, image.width, live);
+        Transmittance live(frame, image);
         int32_t begin = image.tile_offsets[item - 1], end = image.tile_offsets[item];
         measure_tile(splats, image.pair_gaussian + begin, end - begin, frame, limits, live, slots + begin);
     });
@@ -136,7 +124,7 @@ inline void raster_median(const sd_screen& screen, const sd_image& image, const 
     pack_geometry(screen, limits, splats);
     parallel_items(grid.tiles, [&](int64_t tile, int) {
         TileFrame frame(grid, static_cast<int>(tile));
-        Transmittance live(frame);
+        Transmittance live(frame, image);
         int32_t found[kBlocks][kLanes], begin = image.tile_offsets[tile], end = image.tile_offsets[tile + 1];
         __builtin_memset(found, -1, sizeof found);
         const int32_t* ids = image.pair_gaussian + begin;

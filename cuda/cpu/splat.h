@@ -108,13 +108,20 @@ inline Floats lane_rows() { return kBlockHeight == 1 ? Floats(0.0f) : floor(iota
 struct Transmittance {
     Floats t[kBlocks];
     int first = 0, last = kBlockRows - 1;  // block rows that may still be alive
-    explicit Transmittance(const TileFrame& frame) {
+    Transmittance(const TileFrame& frame, const sd_image& image) {
         Floats row = lane_rows(), column = lane_columns();
         for (int half = 0; half < kHalves; ++half)
             for (int r = 0; r < kBlockRows; ++r) {
                 Mask exists = (column + float(half * kBlockWidth) < float(frame.columns)) &
                               (row + float(r * kBlockHeight) < float(frame.rows));
                 t[half * kBlockRows + r] = select(exists, Floats(1.0f), Floats(-1.0f));
+            }
+        alignas(64) float lanes[kLanes];
+        for (int row = 0; row < frame.rows && image.mask; ++row)
+            for (int column = 0; column < frame.columns; ++column) {
+                if (image.mask[int64_t(frame.y0 + row) * image.width + frame.x0 + column]) continue;
+                Floats& block = t[TileFrame::block(column, row)];
+                store(lanes, block), lanes[TileFrame::lane(column, row)] = -1.0f, block = load(lanes);
             }
     }
     bool shrink() {  // false when every pixel is finished

@@ -46,19 +46,19 @@ def _project_orthographic_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any
 
 def _raster_probed_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(inputs[0], *inputs[2:8], *output)
+    ctx.save_for_backward(inputs[0], *inputs[2:8], *output, inputs[11])
     ctx.gradient_bound = inputs[10]
 
 
 def _raster_probed_backward(ctx: Any, v_image: Tensor | None, v_alpha: Tensor | None) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
+    *saved, mask = ctx.saved_tensors
     if v_image is None and v_alpha is None:
-        return (None,) * 11
+        return (None,) * 12
     if v_image is None:
         v_image = torch.zeros_like(saved[7])
     absolute = ctx.needs_input_grad[1]
-    *found, probe = _OPS.raster_probed_backward.default(*saved, v_image, v_alpha, ctx.gradient_bound, absolute)
-    return found[0], probe if absolute else None, *found[1:], None, None, None, None, None
+    *found, probe = _OPS.raster_probed_backward.default(*saved, v_image, v_alpha, ctx.gradient_bound, absolute, mask)
+    return found[0], probe if absolute else None, *found[1:], None, None, None, None, None, None
 
 
 def _harmonics_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -76,17 +76,17 @@ def _harmonics_backward(ctx: Any, v_colors: Tensor) -> tuple[Any, ...]:
 
 def _raster_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:7], *output)
+    ctx.save_for_backward(*inputs[:7], *output, inputs[9])
 
 
 def _raster_backward(ctx: Any, v_image: Tensor | None, v_alpha: Tensor | None) -> tuple[Any, ...]:
-    saved = ctx.saved_tensors
+    *saved, mask = ctx.saved_tensors
     if v_image is None and v_alpha is None:
-        return (None,) * 9
+        return (None,) * 10
     if v_image is None:
         v_image = torch.zeros_like(saved[7])
-    found = _OPS.raster_backward.default(*saved, v_image, v_alpha)
-    return *found, None, None, None, None
+    found = _OPS.raster_backward.default(*saved, v_image, v_alpha, mask)
+    return *found, None, None, None, None, None
 
 
 def _l1_ssim_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -52,55 +52,62 @@ def _bin(means2d, conics, opacities2d, depths, extents, width, height):
     return backend.bin(screen, depths.contiguous(), extents.contiguous(), (width, height))
 
 
-def _raster(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width, height):
+def _raster(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width, height, mask=None):
     backend = reference if uses_reference() else native
     screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
-    return backend.raster(screen, features.contiguous(), background.contiguous(), lists, (width, height))
+    features, background, mask = _contiguous(features, background, mask)
+    return backend.raster(screen, features, background, lists, (width, height), mask=mask)
 
 
 def _raster_backward(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, image, alpha,
-                         v_image, v_alpha):  # fmt: skip
+                         v_image, v_alpha, mask=None):  # fmt: skip
     screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
-    features, background = _contiguous(features, background)
+    features, background, mask = _contiguous(features, background, mask)
     grads = _contiguous(v_image, v_alpha)
     if uses_reference():
         size = (image.shape[1], image.shape[0])
         return _pull_back(
-            lambda *t: reference.raster(t[:3], t[3], t[4], lists, size), (*screen, features, background), grads
-        )
-    return native.raster_backward(screen, features, background, lists, _contiguous(image, alpha), grads)
+            lambda *t: reference.raster(t[:3], t[3], t[4], lists, size, mask=mask),
+            (*screen, features, background), grads,
+        )  # fmt: skip
+    return native.raster_backward(screen, features, background, lists, _contiguous(image, alpha), grads, mask=mask)
 
 
-def _raster_probed(means2d, probe, *rest):
-    return _raster(means2d, *rest[:-1])
+def _raster_probed(means2d, probe, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width,
+                   height, gradient_bound, mask=None):  # fmt: skip
+    lists = (tile_offsets, pair_gaussian)
+    return _raster(means2d, conics, opacities2d, features, background, *lists, width, height, mask)
 
 
 def _raster_probed_backward(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, image,
-                            alpha, v_image, v_alpha, gradient_bound, absolute):  # fmt: skip
+                            alpha, v_image, v_alpha, gradient_bound, absolute, mask=None):  # fmt: skip
     screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
-    drawn, grads = _contiguous(features, background, image, alpha), _contiguous(v_image, v_alpha)
-    if uses_reference():
-        clipped, size = (reference.clip_pixels(grads[0], gradient_bound), grads[1]), (image.shape[1], image.shape[0])
-        pulled = _pull_back(lambda *t: reference.raster(t[:3], t[3], t[4], lists, size), (*screen, *drawn[:2]), clipped)
-        probe = (
-            reference.absolute_gradients(screen, drawn[0], drawn[1], lists, size, clipped)
-            if absolute
-            else torch.zeros_like(means2d)
-        )
-        return *pulled, probe
-    return native_features.raster_probed_backward(screen, drawn, lists, grads, gradient_bound, absolute)
+    drawn = _contiguous(features, background, image, alpha)
+    grads, (mask,) = _contiguous(v_image, v_alpha), _contiguous(mask)
+    if not uses_reference():
+        return native_features.raster_probed_backward(screen, drawn, lists, grads, gradient_bound, absolute, mask)
+    clipped = (reference.clip_pixels(grads[0], gradient_bound), grads[1])
+    size = (image.shape[1], image.shape[0])
+    pulled = _pull_back(
+        lambda *t: reference.raster(t[:3], t[3], t[4], lists, size, mask=mask), (*screen, *drawn[:2]), clipped
+    )
+    if not absolute:
+        return *pulled, torch.zeros_like(means2d)
+    if mask is not None:
+        clipped = (clipped[0] * mask[..., None], None if clipped[1] is None else clipped[1] * mask)
+    return *pulled, reference.absolute_gradients(screen, drawn[0], drawn[1], lists, size, clipped)
 
 
-def _raster_contributions(means2d, conics, opacities2d, tile_offsets, pair_gaussian, mask, width, height):
+def _raster_contributions(means2d, conics, opacities2d, tile_offsets, pair_gaussian, width, height, mask=None):
     screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
     backend, (mask,) = reference if uses_reference() else native_features, _contiguous(mask)
     return backend.raster_contributions(screen, lists, mask, (width, height))[:3]
 
 
-def _raster_median(means2d, conics, opacities2d, tile_offsets, pair_gaussian, width, height):
+def _raster_median(means2d, conics, opacities2d, tile_offsets, pair_gaussian, width, height, mask=None):
     screen, lists = _contiguous(means2d, conics, opacities2d), _contiguous(tile_offsets, pair_gaussian)
-    backend = reference if uses_reference() else native_features
-    return backend.raster_median(screen, lists, (width, height))
+    backend, (mask,) = reference if uses_reference() else native_features, _contiguous(mask)
+    return backend.raster_median(screen, lists, mask, (width, height))
 
 
 def _spherical_harmonics(means, coefficients, camera_center, degree, extents):

@@ -86,6 +86,7 @@ class Frame(ctypes.Structure):
         ("background", c_void_p),
         ("tile_offsets", c_void_p),
         ("pair_gaussian", c_void_p),
+        ("mask", c_void_p),
     ]
 
 
@@ -104,7 +105,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sd_consistency_forward": (c_float, [c_int64, _P, _P]),
     "sd_consistency_backward": (None, [c_int64, _P, _P, c_float, _P, _P]),
     "sd_raster_backward_probed": (None, [_S, _I, _L] + [_P] * 9 + [c_float, _P]),
-    "sd_raster_contributions": (c_int64, [_S, _I, _L] + [_P] * 4),
+    "sd_raster_contributions": (c_int64, [_S, _I, _L] + [_P] * 3),
     "sd_raster_median": (None, [_S, _I, _L, _P]),
     "sd_harmonics_forward": (None, [_P, _P]),
     "sd_harmonics_backward": (None, [_P] * 6),
@@ -287,10 +288,11 @@ def bin(
     return tile_offsets, pair_gaussian
 
 
-def _frame(size: tuple[int, int], features: Tensor, background: Tensor, tile_offsets: Tensor, pairs: Tensor) -> Frame:
-    return Frame(
-        *size, features.shape[1], features.data_ptr(), background.data_ptr(), tile_offsets.data_ptr(), pairs.data_ptr()
-    )
+def _frame(
+    size: tuple[int, int], features: Tensor, background: Tensor, lists: tuple[Tensor, Tensor], mask: Tensor | None
+) -> Frame:
+    read = (features, background, *lists, mask)
+    return Frame(*size, features.shape[1], *(_address(tensor) for tensor in read))
 
 
 def raster(
@@ -300,15 +302,15 @@ def raster(
     lists: tuple[Tensor, Tensor],
     size: tuple[int, int],
     limits: Limits = LIMITS,
-    isa: str | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """image [H, W, D] and alpha [H, W] with lists = (tile_offsets, pair_gaussian); see `ops.raster`."""
     width, height = size
     image = features.new_empty((height, width, features.shape[1]))
     alpha = features.new_empty((height, width))
-    load(isa).functions["sd_raster_forward"](
-        byref(_screen(*screen)), byref(_frame(size, features, background, *lists)), byref(limits), image.data_ptr(),
-        alpha.data_ptr(),
+    load().functions["sd_raster_forward"](
+        byref(_screen(*screen)), byref(_frame(size, features, background, lists, mask)), byref(limits),
+        image.data_ptr(), alpha.data_ptr(),
     )  # fmt: skip
     return image, alpha
 
@@ -321,7 +323,7 @@ def raster_backward(
     drawn: tuple[Tensor, Tensor],
     grads: tuple[Tensor, Tensor | None],
     limits: Limits = LIMITS,
-    isa: str | None = None,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Gradients of means2d, conics, opacities2d, features, background; drawn = (image, alpha) of the forward pass.
 
@@ -330,9 +332,9 @@ def raster_backward(
     image, alpha = drawn
     size = (image.shape[1], image.shape[0])
     out = (*(torch.empty_like(t) for t in screen), torch.empty_like(features), torch.empty_like(background))
-    load(isa).functions["sd_raster_backward"](
-        byref(_screen(*screen)), byref(_frame(size, features, background, *lists)), byref(limits), image.data_ptr(),
-        alpha.data_ptr(), grads[0].data_ptr(), _address(grads[1]), *(t.data_ptr() for t in out),
+    load().functions["sd_raster_backward"](
+        byref(_screen(*screen)), byref(_frame(size, features, background, lists, mask)), byref(limits),
+        image.data_ptr(), alpha.data_ptr(), grads[0].data_ptr(), _address(grads[1]), *(t.data_ptr() for t in out),
     )  # fmt: skip
     return out
 

@@ -69,6 +69,7 @@ def raster_probed_backward(
     grads: tuple[Tensor, Tensor | None],
     gradient_bound: float,
     absolute: bool,
+    mask: Tensor | None,
     limits: Limits = LIMITS,
 ) -> tuple[Tensor, ...]:
     """`native.raster_backward` with clipped pixels, and sum |dL/d means2d| [N, 2] (zeros without ``absolute``).
@@ -80,9 +81,9 @@ def raster_probed_backward(
     out = (*(torch.empty_like(t) for t in screen), torch.empty_like(features), torch.empty_like(background))
     probe = torch.zeros_like(screen[0])
     load().functions["sd_raster_backward_probed"](
-        byref(_screen(*screen)), byref(_frame(size, features, background, *lists)), byref(limits), image.data_ptr(),
-        alpha.data_ptr(), grads[0].data_ptr(), _address(grads[1]), *(t.data_ptr() for t in out), gradient_bound,
-        probe.data_ptr() if absolute else None,
+        byref(_screen(*screen)), byref(_frame(size, features, background, lists, mask)), byref(limits),
+        image.data_ptr(), alpha.data_ptr(), grads[0].data_ptr(), _address(grads[1]), *(t.data_ptr() for t in out),
+        gradient_bound, probe.data_ptr() if absolute else None,
     )  # fmt: skip
     return *out, probe
 
@@ -100,20 +101,24 @@ def raster_contributions(
     nothing = screen[2].new_empty((len(screen[2]), 0))
     library = load()
     blocks = library.functions["sd_raster_contributions"](
-        byref(_screen(*screen)), byref(_frame(size, nothing, nothing, *lists)), byref(limits), _address(mask),
+        byref(_screen(*screen)), byref(_frame(size, nothing, nothing, lists, mask)), byref(limits),
         weight_sum.data_ptr(), weight_max.data_ptr(), pixels.data_ptr(),
     )  # fmt: skip
     return weight_sum, weight_max, pixels, blocks * library.functions["sd_lanes"]()
 
 
 def raster_median(
-    screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], size: tuple[int, int], limits: Limits = LIMITS
+    screen: tuple[Tensor, Tensor, Tensor],
+    lists: tuple[Tensor, Tensor],
+    mask: Tensor | None,
+    size: tuple[int, int],
+    limits: Limits = LIMITS,
 ) -> Tensor:
     """median [H, W] int32; see `ops.raster_median`."""
     nothing = screen[2].new_empty((len(screen[2]), 0))
     median = screen[2].new_empty((size[1], size[0]), dtype=torch.int32)
     load().functions["sd_raster_median"](
-        byref(_screen(*screen)), byref(_frame(size, nothing, nothing, *lists)), byref(limits), median.data_ptr()
+        byref(_screen(*screen)), byref(_frame(size, nothing, nothing, lists, mask)), byref(limits), median.data_ptr()
     )
     return median
 

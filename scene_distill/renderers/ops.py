@@ -40,10 +40,10 @@ for _schema in (
     "bin(Tensor means2d, Tensor conics, Tensor opacities2d, Tensor depths, Tensor extents, int width, int height) "
     "-> (Tensor, Tensor)",
     "raster(Tensor means2d, Tensor conics, Tensor opacities2d, Tensor features, Tensor background, "
-    "Tensor tile_offsets, Tensor pair_gaussian, int width, int height) -> (Tensor, Tensor)",
+    "Tensor tile_offsets, Tensor pair_gaussian, int width, int height, Tensor? mask=None) -> (Tensor, Tensor)",
     "raster_backward(Tensor means2d, Tensor conics, Tensor opacities2d, Tensor features, Tensor background, "
-    "Tensor tile_offsets, Tensor pair_gaussian, Tensor image, Tensor alpha, Tensor v_image, Tensor? v_alpha) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "Tensor tile_offsets, Tensor pair_gaussian, Tensor image, Tensor alpha, Tensor v_image, Tensor? v_alpha, "
+    "Tensor? mask=None) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "l1_ssim(Tensor image, Tensor target, bool with_gradient) -> (Tensor, Tensor, Tensor)",
     "l1_ssim_backward(Tensor image, Tensor target, Tensor ssim_gradient, Tensor v_l1, Tensor v_ssim) -> Tensor",
     "adam_(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, float lr, float beta1, "
@@ -67,12 +67,12 @@ for _schema in (
     "Tensor? v_means2d, Tensor? v_conics, Tensor? v_depths, Tensor? v_opacities2d, bool camera_grad) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "raster_probed(Tensor means2d, Tensor probe, Tensor conics, Tensor opacities2d, Tensor features, "
-    f"Tensor background, {_LISTS}int width, int height, float gradient_bound) -> (Tensor, Tensor)",
+    f"Tensor background, {_LISTS}int width, int height, float gradient_bound, Tensor? mask=None) -> (Tensor, Tensor)",
     f"raster_probed_backward({_SCREEN}Tensor features, Tensor background, {_LISTS}Tensor image, Tensor alpha, "
-    "Tensor v_image, Tensor? v_alpha, float gradient_bound, bool absolute) -> "
+    "Tensor v_image, Tensor? v_alpha, float gradient_bound, bool absolute, Tensor? mask=None) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    f"raster_contributions({_SCREEN}{_LISTS}Tensor? mask, int width, int height) -> (Tensor, Tensor, Tensor)",
-    f"raster_median({_SCREEN}{_LISTS}int width, int height) -> Tensor",
+    f"raster_contributions({_SCREEN}{_LISTS}int width, int height, Tensor? mask=None) -> (Tensor, Tensor, Tensor)",
+    f"raster_median({_SCREEN}{_LISTS}int width, int height, Tensor? mask=None) -> Tensor",
     "spherical_harmonics(Tensor means, Tensor coefficients, Tensor camera_center, int degree, Tensor? extents) -> "
     "Tensor",
     "spherical_harmonics_backward(Tensor means, Tensor coefficients, Tensor camera_center, int degree, "
@@ -142,15 +142,18 @@ def raster(
     pair_gaussian: Tensor,
     width: int,
     height: int,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Alpha-blended image [H, W, D] and alpha [H, W] (3DGS eq. 3) of features [N, D <= 512] over background [D].
 
+    Pixels where mask [H, W] bool is False show the background with alpha 0; tiles without any other pixel cost nothing.
     Differentiable in means2d, conics, opacities2d, features and background; the tile lists come from `bin`.
     """
     count, channels = features.shape
     _check("raster", {"means2d": (means2d, (count, 2)), "conics": (conics, (count, 3)), "features": (features, None),
                       "opacities2d": (opacities2d, (count,)), "background": (background, (channels,))})  # fmt: skip
     _check_size(width, height)
+    _check_mask("raster", mask, (width, height), features.device)
     tiles = -(-width // TILE) * -(-height // TILE)
     if tile_offsets.shape != (tiles + 1,) or tile_offsets.dtype != torch.int32 or pair_gaussian.dtype != torch.int32:
         raise UserError(
@@ -158,7 +161,9 @@ def raster(
         )
     if not 1 <= channels <= MAX_CHANNELS:
         raise UserError(f"raster: features have {channels} channels; draw 1 to {MAX_CHANNELS} at a time")
-    return _OPS.raster(means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width, height)
+    return _OPS.raster(
+        means2d, conics, opacities2d, features, background, tile_offsets, pair_gaussian, width, height, mask
+    )
 
 
 def raster_probed(
@@ -169,6 +174,7 @@ def raster_probed(
     lists: tuple[Tensor, Tensor],
     size: tuple[int, int],
     gradient_bound: float = math.inf,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`raster` of screen = (means2d, conics, opacities2d) whose backward pass can be clipped and read.
 
@@ -180,6 +186,7 @@ def raster_probed(
     _check("raster_probed", {"means2d": (screen[0], tuple(probe.shape)), "probe": (probe, (len(screen[0]), 2)),
                              "features": (features, None),
                              "background": (background, (features.shape[1],))})  # fmt: skip
+    _check_mask("raster_probed", mask, size, features.device)
     if not gradient_bound > 0:
         raise UserError(f"raster_probed: the gradient bound must be positive, not {gradient_bound}")
     if probe.requires_grad and features.shape[1] > MAX_ABSOLUTE_CHANNELS:
@@ -188,7 +195,7 @@ def raster_probed(
         )
     means2d, conics, opacities2d = screen
     return _OPS.raster_probed(
-        means2d, probe, conics, opacities2d, features, background, *lists, *size, float(gradient_bound)
+        means2d, probe, conics, opacities2d, features, background, *lists, *size, float(gradient_bound), mask
     )
 
 
@@ -201,19 +208,24 @@ def raster_contributions(
     """What each Gaussian of screen = (means2d, conics, opacities2d) adds to a picture: pruning and visibility scores.
 
     Returns weight_sum [N] and weight_max [N] of its blending weights alpha * transmittance, and pixels [N] int32, the
-    number of pixels it is drawn in; only pixels with mask [H, W] uint8 != 0 count. Not differentiable.
+    number of pixels it is drawn in; pixels where mask [H, W] bool is False do not count. Not differentiable.
     """
-    width, height = size
-    if mask is not None and (mask.dtype != torch.uint8 or mask.shape != (height, width)):
-        raise UserError(f"raster_contributions: mask must be uint8 [{height}, {width}], not {tuple(mask.shape)}")
+    _check_mask("raster_contributions", mask, size, screen[0].device)
     with torch.no_grad():
-        return _OPS.raster_contributions(*screen, *lists, mask, width, height)
+        return _OPS.raster_contributions(*screen, *lists, *size, mask)
 
 
-def raster_median(screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
-    """[H, W] int32: the Gaussian that takes the transmittance of a pixel to at or below 1/2; -1 where none does."""
+def raster_median(
+    screen: tuple[Tensor, Tensor, Tensor],
+    lists: tuple[Tensor, Tensor],
+    size: tuple[int, int],
+    mask: Tensor | None = None,
+) -> Tensor:
+    """[H, W] int32: the Gaussian that takes the transmittance of a pixel to at or below 1/2; -1 where none does or
+    where mask [H, W] bool is False."""
+    _check_mask("raster_median", mask, size, screen[0].device)
     with torch.no_grad():
-        return _OPS.raster_median(*screen, *lists, *size)
+        return _OPS.raster_median(*screen, *lists, *size, mask)
 
 
 def spherical_harmonics(
@@ -340,6 +352,17 @@ def _check(op: str, named: Mapping[str, tuple[Tensor, tuple[int, ...] | None]]) 
             raise UserError(f"{op}: {name} is {tensor.dtype} on {tensor.device}, the others are {dtype} on {device}")
     if dtype != torch.float32 and not (dtype == torch.float64 and cpu.uses_reference()):
         raise UserError(f"{op}: tensors are {dtype}; the kernels work in float32")
+
+
+def _check_mask(op: str, mask: Tensor | None, size: tuple[int, int], device: torch.device) -> None:
+    width, height = size
+    if mask is None:
+        return
+    if mask.dtype != torch.bool or mask.shape != (height, width) or mask.device != device:
+        raise UserError(
+            f"{op}: the mask must be bool [{height}, {width}] on {device}, not {mask.dtype} {list(mask.shape)} on "
+            f"{mask.device}"
+        )
 
 
 def _check_size(width: int, height: int) -> None:

@@ -163,8 +163,10 @@ def raster(
     lists: tuple[Tensor, Tensor],
     size: tuple[int, int],
     limits: Limits = LIMITS,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """image [H, W, D] and alpha [H, W]: `blend` tile by tile with the Gaussians of its list."""
+    """image [H, W, D] and alpha [H, W]: `blend` tile by tile with the Gaussians of its list; background where mask
+    [H, W] is False."""
     width, height = size
     offsets, pair_gaussian = lists[0].tolist(), lists[1].long()
     centres = pixel_centres(size, screen[0]).reshape(height, width, 2)
@@ -175,7 +177,8 @@ def raster(
         color, alpha = blend(centres[y0:y1, x0:x1].reshape(-1, 2), here, features[ids], background, limits)
         rows.setdefault(y0, []).append((color.reshape(y1 - y0, x1 - x0, -1), alpha.reshape(y1 - y0, x1 - x0)))
     image = torch.cat([torch.cat([color for color, _ in row], dim=1) for row in rows.values()])
-    return image, torch.cat([torch.cat([alpha for _, alpha in row], dim=1) for row in rows.values()])
+    alpha = torch.cat([torch.cat([alpha for _, alpha in row], dim=1) for row in rows.values()])
+    return (image, alpha) if mask is None else (torch.where(mask[..., None], image, background), alpha * mask)
 
 
 def tile_weights(
@@ -195,26 +198,29 @@ def tile_weights(
 def raster_contributions(
     screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], mask: Tensor | None, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum and maximum of every Gaussian's blending weights, and in how many pixels it is drawn, where mask != 0."""
+    """Sum and maximum of every Gaussian's blending weights, and in how many pixels it is drawn, where mask is True."""
     total, largest = torch.zeros_like(screen[2]), torch.zeros_like(screen[2])
     pixels = torch.zeros_like(screen[2], dtype=torch.int32)
     for (y0, y1, x0, x1), ids, weights in tile_weights(screen, lists, size):
-        shown = weights if mask is None else weights * mask[y0:y1, x0:x1].reshape(-1, 1).bool()
+        shown = weights if mask is None else weights * mask[y0:y1, x0:x1].reshape(-1, 1)
         total[ids] += shown.sum(0)
         largest[ids] = torch.maximum(largest[ids], shown.amax(0))
         pixels[ids] += (shown > 0).sum(0, dtype=torch.int32)
     return total, largest, pixels
 
 
-def raster_median(screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
-    """[H, W] int32: the Gaussian with which the sum of weights reaches one half, -1 where it never does."""
+def raster_median(
+    screen: tuple[Tensor, Tensor, Tensor], lists: tuple[Tensor, Tensor], mask: Tensor | None, size: tuple[int, int]
+) -> Tensor:
+    """[H, W] int32: the Gaussian with which the sum of weights reaches one half, -1 where it never does or where mask
+    is False."""
     median = torch.full((size[1], size[0]), -1, dtype=torch.int32)
     for (y0, y1, x0, x1), ids, weights in tile_weights(screen, lists, size):
         reached = torch.cumsum(weights, 1) >= 0.5
         if len(ids):
             first = ids[reached.int().argmax(1)].to(torch.int32)
             median[y0:y1, x0:x1] = torch.where(reached.any(1), first, -1).reshape(y1 - y0, x1 - x0)
-    return median
+    return median if mask is None else torch.where(mask, median, -1)
 
 
 def clip_pixels(v_image: Tensor, bound: float) -> Tensor:

@@ -43,7 +43,7 @@ class DrawOptions:
     absolute_gradients: a `Rendering.probe` (at most 16 channels, the depth counted). gradient_bound: the gradient of a
     pixel is scaled down until no channel of the image (or of the depth drawn with it) exceeds the bound (PGC, Dreamer
     XL section 6), before it reaches any Gaussian. mask [H, W] bool: pixels that are False show the background with
-    alpha 0 and give no gradient.
+    alpha 0 and give no gradient to the Gaussians; tiles without any other pixel cost nothing.
     """
 
     orthographic: bool = False
@@ -90,8 +90,7 @@ def contributions(
         )  # fmt: skip
         means2d, conics, depths, opacities2d, extents = projected
         lists = ops.bin(means2d, conics, opacities2d, depths, extents, *size)
-        mask = None if options.mask is None else options.mask.to(torch.uint8)
-        return Contributions(*ops.raster_contributions((means2d, conics, opacities2d), lists, size, mask))
+        return Contributions(*ops.raster_contributions((means2d, conics, opacities2d), lists, size, options.mask))
 
 
 def render(
@@ -143,9 +142,6 @@ def render_from(
         background = torch.cat([background, background.new_zeros(1)])
     screen = (means2d, conics, opacities2d)
     image, alpha, probe = _raster(screen, features, background, lists, size, options)
-    if options.mask is not None:
-        image = torch.where(options.mask[..., None], image, background)
-        alpha = alpha * options.mask
     depth = None
     if with_depth:
         depth = image[..., -1] / alpha.clamp(min=1e-10)
@@ -161,16 +157,16 @@ def _raster(screen: _Screen, features: Tensor, background: Tensor, lists: tuple[
             options: DrawOptions) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
     """image, alpha and the probe; the plain op where nothing was asked for."""
     if not options.absolute_gradients and math.isinf(options.gradient_bound):
-        return *ops.raster(*screen, features, background, *lists, *size), None
+        return *ops.raster(*screen, features, background, *lists, *size, options.mask), None
     probe = torch.zeros_like(screen[0], requires_grad=options.absolute_gradients)
-    image, alpha = ops.raster_probed(screen, probe, features, background, lists, size, options.gradient_bound)
+    bound, mask = options.gradient_bound, options.mask
+    image, alpha = ops.raster_probed(screen, probe, features, background, lists, size, bound, mask)
     return image, alpha, probe if options.absolute_gradients else None
 
 
 def _median_depth(screen: _Screen, depths: Tensor, lists: tuple[Tensor, Tensor], size: tuple[int, int],
                   mask: Tensor | None) -> Tensor:  # fmt: skip
-    median = ops.raster_median((screen[0].detach(), screen[1].detach(), screen[2].detach()), lists, size).long()
+    median = ops.raster_median((screen[0].detach(), screen[1].detach(), screen[2].detach()), lists, size, mask).long()
     if len(depths) == 0:
         return depths.new_zeros((size[1], size[0]))
-    seen = median >= 0 if mask is None else (median >= 0) & mask
-    return torch.where(seen, depths[median.clamp(min=0)], torch.zeros_like(depths[:1]))
+    return torch.where(median >= 0, depths[median.clamp(min=0)], torch.zeros_like(depths[:1]))

@@ -84,7 +84,6 @@ def test_contributions_agree_with_the_oracle(isa, masked):
     _, screen, _, lists = projected(scene)
     clear = ~boundary_pixels(scene.double(), scene.size, False, band=1e-5)
     mask = clear & (torch.arange(53)[None] < 30 if masked else torch.ones_like(clear))
-    mask = mask.to(torch.uint8)
     weight_sum, weight_max, pixels = ops.raster_contributions(screen, lists, scene.size, mask)
     double = tuple(t.double() for t in screen)
     expected = reference.raster_contributions(double, lists, mask, scene.size)
@@ -110,7 +109,7 @@ def test_median_depth_agrees_with_the_oracle_and_is_differentiable(isa):
         gaussians_of(leaves), leaves[6], leaves[7], scene.size, options=DrawOptions(median_depth=True)
     )
     _, screen, depths, lists = projected(scene)
-    median = reference.raster_median(tuple(t.double() for t in screen), lists, scene.size).long()
+    median = reference.raster_median(tuple(t.double() for t in screen), lists, None, scene.size).long()
     expected = torch.where(median >= 0, depths[median.clamp(min=0)], 0.0)
     assert 0.1 < (median >= 0).float().mean() < 1
     assert (rendering.median_depth != expected).float().mean() < 1e-3  # a weight sum at exactly one half may flip
@@ -223,6 +222,65 @@ def test_masked_pixels_show_the_background_and_give_no_gradient(isa):
     assert not rendering.alpha[~mask].any() and not rendering.median_depth[~mask].any()
     outside = torch.autograd.grad((rendering.image * ~mask[..., None]).sum(), leaves[:5], allow_unused=True)
     assert all(gradient is None or not gradient.any() for gradient in outside)
+
+
+@pytest.mark.parametrize("channels", [3, 6, 21])
+def test_masked_gradients_agree_with_the_oracle(isa, channels):
+    """Not a number in a masked pixel's gradient reaches the background alone, and no wrong number anything else."""
+    scene = random_scene(150, 37, 35, channels=channels, seed=31)
+    leaves, screen, _, lists = projected(scene)
+    mask = ~boundary_pixels(scene.double(), scene.size, False, band=1e-5)
+    mask[:, :20] = False
+    generator = torch.Generator().manual_seed(5)
+    v_image, v_alpha = torch.randn((35, 37, channels), generator=generator), torch.randn((35, 37), generator=generator)
+    parts = [t.clone().requires_grad_() for t in (*screen, *leaves[4:6])]
+    image, alpha = ops.raster(*parts, *lists, *scene.size, mask)
+    doubles = [t.detach().double().requires_grad_() for t in parts]
+    pictures = reference.raster(tuple(doubles[:3]), doubles[3], doubles[4], lists, scene.size, mask=mask)
+    expected = torch.autograd.grad(pictures, doubles, (v_image.double(), v_alpha.double()))
+    found = torch.autograd.grad((image, alpha), parts, (v_image, v_alpha), retain_graph=True)
+    for a, b in zip((image, alpha, *found), (*pictures, *expected), strict=True):
+        assert relative_error(a, b) < 1e-4
+    v_image[3, 5], v_alpha[3, 5] = math.nan, math.nan
+    spoilt = torch.autograd.grad((image, alpha), parts, (v_image, v_alpha))
+    assert all(torch.equal(a, b) for a, b in zip(found[:4], spoilt[:4], strict=True)) and spoilt[4].isnan().all()
+
+
+@pytest.mark.parametrize("bound", [0.8, math.inf])
+def test_the_probe_sees_no_masked_pixel(isa, bound):
+    scene = random_scene(150, 37, 35, seed=32)
+    leaves, screen, _, lists = projected(scene)
+    mask = ~boundary_pixels(scene.double(), scene.size, False, band=1e-5)
+    mask[10:, :20] = False
+    v_image = torch.randn((35, 37, 3), generator=torch.Generator().manual_seed(5))
+    probe = torch.zeros_like(screen[0], requires_grad=True)
+    image, _ = ops.raster_probed(screen, probe, *leaves[4:6], lists, scene.size, bound, mask)
+    (found,) = torch.autograd.grad(image, (probe,), v_image)
+    shown = reference.clip_pixels(v_image.double(), bound) * mask[..., None]
+    doubles = [t.double() for t in (*screen, *leaves[4:6])]
+    expected = reference.absolute_gradients(tuple(doubles[:3]), *doubles[3:], lists, scene.size, (shown, None))
+    assert relative_error(found, expected) < 1e-4
+
+
+def test_masked_tiles_do_no_work(isa):
+    scene = random_scene(250, 64, 32, seed=33)
+    leaves, screen, _, lists = projected(scene)
+    mask = torch.zeros((32, 64), dtype=torch.bool)
+    assert native_features.raster_contributions(screen, lists, mask, scene.size)[3] == 0
+    brightest = int(draw_native(leaves, scene.size)[1][16:32, 32:48].argmax())
+    mask[16 + brightest // 16, 32 + brightest % 16] = True
+    *found, evaluated = native_features.raster_contributions(screen, lists, mask, scene.size)
+    pairs = int(lists[0][7] - lists[0][6])  # of the one tile that shows something
+    assert 0 < evaluated <= 256 * pairs and int(found[2].max()) == 1
+    assert (ops.raster_median(screen, lists, scene.size, mask) >= 0).sum() <= 1
+
+
+def test_a_mask_of_another_size_or_type_is_refused():
+    lists = (torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
+    drawn = (torch.zeros(1, 2), torch.ones(1, 3), torch.ones(1), torch.ones(1, 3), torch.zeros(3), *lists)
+    for mask in (torch.ones(8, 9, dtype=torch.bool), torch.ones(9, 8)):
+        with pytest.raises(UserError, match=r"raster: the mask must be bool \[9, 8\]"):
+            ops.raster(*drawn, 8, 9, mask)
 
 
 def test_a_batch_of_cameras_is_one_picture_each():

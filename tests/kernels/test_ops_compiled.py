@@ -53,7 +53,7 @@ def raster_inputs():
         "raster_backward": (*plain, image, alpha, *grads),
         "raster_probed": (drawn[0], torch.zeros_like(means2d, requires_grad=True), *given[1:], 0.5),
         "raster_probed_backward": (*plain, image, alpha, *grads, 0.5, True),
-        "raster_contributions": (*plain[:3], *lists, None, *SIZE),
+        "raster_contributions": (*plain[:3], *lists, *SIZE),
         "raster_median": (*plain[:3], *lists, *SIZE),
     }
 
