@@ -52,9 +52,11 @@ __device__ __forceinline__ void for_each_tile(const SdBinInputs& in, int i, Visi
     }
 }
 
-__global__ void __launch_bounds__(kThreads) depth_keys_kernel(SdBinInputs in, uint32_t* keys, int* indices) {
+__global__ void __launch_bounds__(kThreads)
+    depth_keys_kernel(SdBinInputs in, uint32_t* keys, int* indices, int* not_finite) {
     const int i = blockIdx.x * kThreads + threadIdx.x;
     if (i >= in.count) return;
+    if (in.extents[2 * i] < 0.0f) atomicAdd(not_finite, 1);
     const bool visible = in.extents[2 * i] > 0.0f;
     keys[i] = visible ? uint32_t(__float_as_int(in.depths[i])) : kCulledKey;  // positive floats order like their bits
     indices[i] = i;
@@ -103,7 +105,9 @@ using namespace scene_distill;
 
 extern "C" int sd_cuda_bin_count(const SdBinInputs* in, const SdBinOrder* order, void* stream) {
     const dim3 blocks(ceil_div(in->count + 1, kThreads));
-    SD_LAUNCH(depth_keys_kernel, blocks, dim3(kThreads), 0, stream, *in, order->keys, order->indices);
+    int* not_finite = order->offsets + in->count + 1;
+    if (const int error = fill_bytes(not_finite, 0, sizeof(int), stream)) return error;
+    SD_LAUNCH(depth_keys_kernel, blocks, dim3(kThreads), 0, stream, *in, order->keys, order->indices, not_finite);
     if (const int error = last_error()) return error;
     const SortPairs pairs = {order->keys, order->sorted_keys, order->indices, order->order};
     if (const int error = stable_sort_pairs(pairs, in->count, 32, order->scratch, order->scratch_bytes, stream))

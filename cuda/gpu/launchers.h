@@ -23,14 +23,16 @@ struct SdWorldGaussians {
     const float *means, *quats, *scales, *opacities;  // [N, 3], [N, 4] wxyz, [N, 3], [N]
     const float *cam_from_world, *intrinsics;         // [4, 4], [4] = fx, fy, cx, cy
     int count, width, height, antialiased;
+    int orthographic;  // u = fx x + cx, v = fy y + cy: fx, fy in px per metre
     SdLimits limits;
 };
+// extents: 0 in culled rows, -1 in those of Gaussians with a NaN or infinite number, which sd_cuda_bin_count counts.
 struct SdProjected {
     float *means2d, *conics, *depths, *opacities, *extents;  // [N, 2], [N, 3], [N], [N], [N, 2]
 };
 struct SdProjectedGradients {  // any of the first four may be null: zero
     const float *means2d, *conics, *depths, *opacities;
-    const float* extents;  // of the forward: rows that are 0 were culled and get no gradient
+    const float* extents;  // of the forward: rows that are not positive were culled and get no gradient
 };
 struct SdWorldGradients {
     float *means, *quats, *scales, *opacities;
@@ -51,7 +53,8 @@ struct SdBinInputs {
 struct SdBinOrder {
     uint32_t *keys, *sorted_keys;  // [N] scratch
     int *indices, *order;          // [N] scratch; [N] Gaussians from near to far
-    int *tiles, *offsets;          // [N + 1] tiles touched, in depth order; [N + 1] their exclusive sum, offsets[N] = M
+    int* tiles;                    // [N + 1] tiles touched, in depth order
+    int* offsets;                  // [N + 2] their exclusive sum, offsets[N] = M; behind it the number of extents < 0
     void* scratch;
     size_t scratch_bytes;
 };
@@ -66,17 +69,23 @@ struct SdBinPairs {
 int sd_cuda_bin_count(const SdBinInputs* in, const SdBinOrder* order, void* stream);
 int sd_cuda_bin_fill(const SdBinInputs* in, const SdBinOrder* order, const SdBinPairs* pairs, void* stream);
 
-// ---- raster.cu, raster_backward.cu ----
+// ---- raster.cu, raster_backward.cu, raster_absolute.cu, raster_statistics.cu ----
 struct SdRasterInputs {
     const float *means2d, *conics, *opacities, *features, *background;  // [N, 2], [N, 3], [N], [N, D], [D]
     const int *tile_offsets, *pair_gaussian;                            // [T + 1], [M]
+    const uint8_t* mask;  // [H, W] or null: pixels with 0 show the background and pull at no Gaussian
     int channels, width, height;
     SdLimits limits;
 };
 struct SdRasterGradients {
     float *means2d, *conics, *opacities, *features;  // zeroed by the caller; added to
     float* background;                               // [D], overwritten
-    float* absolute;  // [N, 2], zeroed by the caller: |dL/d means2d| summed over pixels, D <= 32; null: not wanted
+    float* absolute;  // [N, 2], zeroed by the caller: |dL/d means2d| summed over pixels; null: not wanted, or D is
+                      // larger than sd_cuda_raster_slice_channels() and sd_cuda_raster_absolute finds it
+};
+struct SdPictures {
+    const float *image, *alpha;            // what the forward pass drew: [H, W, D], [H, W]
+    const float *grad_image, *grad_alpha;  // grad_alpha may be null: zero
 };
 struct SdRasterScratch {
     float* checkpoints;          // [B, 256, 2], B = sd_cuda_raster_buckets(M, T)
@@ -85,10 +94,21 @@ struct SdRasterScratch {
     float* background_partials;  // [T, D]
     int pairs;                   // M
 };
+struct SdContributions {
+    float *weight_sum, *weight_max;  // [N] overwritten; [N] zeroed by the caller
+    int* pixels;                     // [N], zeroed by the caller
+    long long* sums;                 // scratch [N], zeroed by the caller
+};
 int sd_cuda_raster_buckets(int pairs, int tiles);
+int sd_cuda_raster_slice_channels();
 int sd_cuda_raster(const SdRasterInputs* in, float* image, float* alpha, void* stream);
 int sd_cuda_raster_backward(const SdRasterInputs* in, const float* grad_image, const float* grad_alpha /* or null */,
                             const SdRasterGradients* out, const SdRasterScratch* scratch, void* stream);
+
+int sd_cuda_raster_absolute(const SdRasterInputs* in, const SdPictures* pictures, float* absolute, void* stream);
+// These two read no features and no background.
+int sd_cuda_raster_contributions(const SdRasterInputs* in, int count /* N */, const SdContributions* out, void* stream);
+int sd_cuda_raster_median(const SdRasterInputs* in, int* median, void* stream);
 
 // ---- pixel_clip.cu ----  grad, out [pixels, channels]; bound > 0
 int sd_cuda_clip_pixels(const float* grad, int pixels, int channels, float bound, float* out, void* stream);

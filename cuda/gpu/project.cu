@@ -19,6 +19,7 @@ constexpr int kThreads = 128;
 constexpr int kCameraValues = 16;
 constexpr float kInfinity = INFINITY;
 constexpr float kSmallestExtent = 1e-6f;  // px; 0 means culled
+constexpr float kNotFinite = -1.0f;       // extent of a Gaussian that bin.cu reports
 constexpr float kNeedle = 0.9999998f;
 
 struct Vec3 {
@@ -64,6 +65,7 @@ __device__ __forceinline__ Mat3 rotation(const Quaternion& q) {
 }
 
 struct Camera {
+    bool orthographic;
     Mat3 rotation;
     Vec3 translation;
     float fx, fy, cx, cy;
@@ -73,6 +75,7 @@ struct Camera {
 __device__ __forceinline__ Camera load_camera(const SdWorldGaussians& in) {
     const float *cam_from_world = in.cam_from_world, *intrinsics = in.intrinsics;
     Camera camera;
+    camera.orthographic = in.orthographic != 0;
     for (int row = 0; row < 3; row++) {
         for (int col = 0; col < 3; col++) camera.rotation.m[row][col] = cam_from_world[row * 4 + col];
     }
@@ -93,6 +96,7 @@ __device__ __forceinline__ Camera load_camera(const SdWorldGaussians& in) {
 // Everything between a Gaussian and its splat that both directions need.
 struct Footprint {
     Vec3 mean_cam, scale;
+    float inverse_z;  // 1 when orthographic: u = f x + c, and J = diag(fx, fy) without a third column
     float ratio_x, ratio_y;  // x/z, y/z, clamped to the camera's range: a splat far outside would explode the Jacobian
     bool clamped_x, clamped_y;
     Vec3 j0, j1;  // rows of J
@@ -112,15 +116,15 @@ __device__ __forceinline__ Footprint footprint(const SdWorldGaussians& in, const
     f.scale = load3(in.scales + 3 * i);
     f.quat = load_unit_quaternion(in.quats + 4 * i);
     f.orientation = rotation(f.quat);
-    const float inverse_z = 1.0f / f.mean_cam.z;
+    const float inverse_z = f.inverse_z = camera.orthographic ? 1.0f : 1.0f / f.mean_cam.z;
     const Mat3& w = camera.rotation;
     const float ratio_x = f.mean_cam.x * inverse_z, ratio_y = f.mean_cam.y * inverse_z;
     f.ratio_x = fminf(fmaxf(ratio_x, camera.low_x), camera.high_x);
     f.ratio_y = fminf(fmaxf(ratio_y, camera.low_y), camera.high_y);
     f.clamped_x = f.ratio_x != ratio_x;
     f.clamped_y = f.ratio_y != ratio_y;
-    f.j0 = {camera.fx * inverse_z, 0.0f, -camera.fx * f.ratio_x * inverse_z};
-    f.j1 = {0.0f, camera.fy * inverse_z, -camera.fy * f.ratio_y * inverse_z};
+    f.j0 = {camera.fx * inverse_z, 0.0f, camera.orthographic ? 0.0f : -camera.fx * f.ratio_x * inverse_z};
+    f.j1 = {0.0f, camera.fy * inverse_z, camera.orthographic ? 0.0f : -camera.fy * f.ratio_y * inverse_z};
     f.v0 = transposed_times(w, f.j0);
     f.v1 = transposed_times(w, f.j1);
     const Vec3 r0 = transposed_times(f.orientation, f.v0), r1 = transposed_times(f.orientation, f.v1);
@@ -146,13 +150,21 @@ __device__ __forceinline__ float bounded_off_diagonal(float a, float b, float c)
     return fminf(fmaxf(b, -limit), limit);
 }
 
+// 0 * x is 0 for every number and NaN for NaN and infinity.
+__device__ __forceinline__ bool is_finite(const SdWorldGaussians& in, int i) {
+    float zero = 0.0f * in.opacities[i];
+    for (int k = 0; k < 3; k++) zero += 0.0f * in.means[3 * i + k] + 0.0f * in.scales[3 * i + k];
+    for (int k = 0; k < 4; k++) zero += 0.0f * in.quats[4 * i + k];
+    return zero == 0.0f;
+}
+
 __global__ void __launch_bounds__(kThreads) project_kernel(SdWorldGaussians in, SdProjected out) {
     const int i = blockIdx.x * kThreads + threadIdx.x;
     if (i >= in.count) return;
     const Camera camera = load_camera(in);
     const Footprint f = footprint(in, camera, i);
-    const float x = camera.fx * f.mean_cam.x / f.mean_cam.z + camera.cx;
-    const float y = camera.fy * f.mean_cam.y / f.mean_cam.z + camera.cy;
+    const float x = camera.fx * (f.mean_cam.x * f.inverse_z) + camera.cx;
+    const float y = camera.fy * (f.mean_cam.y * f.inverse_z) + camera.cy;
     const float opacity = in.opacities[i] * f.compensation, alpha_min = in.limits.alpha_min;
     // The box where opacity * exp(-d^T Sigma'^-1 d / 2) >= ALPHA_MIN has half sides sqrt(reach * variance).
     const float reach = 2.0f * logf(fmaxf(opacity, alpha_min) / alpha_min);
@@ -171,8 +183,9 @@ __global__ void __launch_bounds__(kThreads) project_kernel(SdWorldGaussians in, 
     out.conics[3 * i + 2] = visible ? c : 0.0f;
     out.depths[i] = visible ? f.mean_cam.z : 0.0f;
     out.opacities[i] = visible ? opacity : 0.0f;
-    out.extents[2 * i] = visible ? fmaxf(half_x, kSmallestExtent) : 0.0f;
-    out.extents[2 * i + 1] = visible ? fmaxf(half_y, kSmallestExtent) : 0.0f;
+    const float culled = is_finite(in, i) ? 0.0f : kNotFinite;
+    out.extents[2 * i] = visible ? fmaxf(half_x, kSmallestExtent) : culled;
+    out.extents[2 * i + 1] = visible ? fmaxf(half_y, kSmallestExtent) : culled;
 }
 
 struct CovarianceGradient {
@@ -252,15 +265,17 @@ __device__ __forceinline__ void gaussian_backward(const SdWorldGaussians& in, co
     Vec3 dv0, dv1;
     shape_backward(f, du0, du1, out.scales + 3 * i, out.quats + 4 * i, &dv0, &dv1);
 
-    // x2d = fx rx + cx and J = (fx / z) [1, 0, -ratio_x] with rx = x / z, ratio_x = clamp(rx); y alike.
-    const float iz = 1.0f / f.mean_cam.z, rx = f.mean_cam.x * iz, ry = f.mean_cam.y * iz;
+    // x2d = fx rx + cx and J = (fx / z) [1, 0, -ratio_x] with rx = x / z, ratio_x = clamp(rx); y alike. Orthographic
+    // cameras have no z in either.
+    const bool flat = camera.orthographic;
+    const float iz = f.inverse_z, rx = f.mean_cam.x * iz, ry = f.mean_cam.y * iz;
     const Vec3 dj0 = times(camera.rotation, dv0), dj1 = times(camera.rotation, dv1);
     const float gx = value_or_zero(grads.means2d, 2 * i), gy = value_or_zero(grads.means2d, 2 * i + 1);
-    const float drx = camera.fx * (gx - (f.clamped_x ? 0.0f : dj0.z * iz)),
-                dry = camera.fy * (gy - (f.clamped_y ? 0.0f : dj1.z * iz));
+    const float drx = camera.fx * (gx - (flat || f.clamped_x ? 0.0f : dj0.z * iz)),
+                dry = camera.fy * (gy - (flat || f.clamped_y ? 0.0f : dj1.z * iz));
     const float along0 = dot(f.j0, dj0), along1 = dot(f.j1, dj1);  // J is proportional to fx / z, fy / z
-    const float dp[3] = {drx * iz, dry * iz,
-                         value_or_zero(grads.depths, i) - iz * (drx * rx + dry * ry + along0 + along1)};
+    const float by_depth = flat ? 0.0f : iz * (drx * rx + dry * ry + along0 + along1);
+    const float dp[3] = {drx * iz, dry * iz, value_or_zero(grads.depths, i) - by_depth};
     const Vec3 dm = transposed_times(camera.rotation, {dp[0], dp[1], dp[2]});
     out.means[3 * i] = dm.x;
     out.means[3 * i + 1] = dm.y;

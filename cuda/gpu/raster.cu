@@ -18,13 +18,14 @@ template <int C>
 __global__ void __launch_bounds__(kTilePixels)
     raster_kernel(SdRasterInputs in, ChannelSlice slice, float* __restrict__ image, float* __restrict__ alpha) {
     SD_SHARED(Batch<C>, batch);
-    TilePixel pixel = tile_pixel(in.width, in.height);
+    TilePixel pixel = tile_pixel(in);
     float sum[C] = {};
     walk_tile<C>(
-        in, slice, batch, pixel, [](int) {},
-        [&](float weight, const float* feature) {
-            for (int c = 0; c < C; c++) sum[c] += weight * feature[c];
-        });
+        in, slice, batch, pixel, Nothing(),
+        [&](const Contact& contact) {
+            for (int c = 0; c < C; c++) sum[c] += contact.weight * batch.feature[contact.slot][c];
+        },
+        Nothing());
     if (!pixel.inside) return;
     const size_t p = size_t(pixel.row) * in.width + pixel.column;
 #pragma unroll

@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kTilePixels, C <= 16 ? 4 : 3)
                       const float* __restrict__ grad_alpha, SdRasterScratch scratch) {
     SD_SHARED(Batch<C>, batch);
     SD_SHARED(BlockSums, sums);
-    TilePixel pixel = tile_pixel(in.width, in.height);
+    TilePixel pixel = tile_pixel(in);
     const size_t p = size_t(pixel.row) * in.width + pixel.column;
     float grad[C];
     for (int c = 0; c < C; c++) {
@@ -51,11 +51,13 @@ __global__ void __launch_bounds__(kTilePixels, C <= 16 ? 4 : 3)
             scratch.checkpoints[2 * slot + 1] = total;
             if (threadIdx.x == 0) scratch.bucket_tile[bucket_base + bucket] = pixel.tile;
         },
-        [&](float weight, const float* feature) {
+        [&](const Contact& contact) {
+            const float* feature = batch.feature[contact.slot];
             float blended = grad_coverage;
             for (int c = 0; c < C; c++) blended = fmaf(feature[c], grad[c], blended);
-            total = fmaf(weight, blended, total);
-        });
+            total = fmaf(contact.weight, blended, total);
+        },
+        Nothing());
     float behind = 0.0f;
 #pragma unroll
     for (int c = 0; c < C; c++) {
@@ -251,6 +253,8 @@ struct RunSlice {
 using namespace scene_distill;
 
 extern "C" int sd_cuda_raster_buckets(int pairs, int tiles) { return pairs / kBucket + tiles; }
+
+extern "C" int sd_cuda_raster_slice_channels() { return kMaxSlice; }
 
 extern "C" int sd_cuda_raster_backward(const SdRasterInputs* in, const float* grad_image, const float* grad_alpha,
                                        const SdRasterGradients* out, const SdRasterScratch* scratch, void* stream) {

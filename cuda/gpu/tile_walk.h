@@ -1,6 +1,5 @@
 // A block walks its tile's list front to back: 128 splats at a time into shared memory, then every warp visits only
-// those that can reach its own 8 x 4 pixels. The forward and the first half of the backward are this walk with another
-// `visit`.
+// those that can reach its own 8 x 4 pixels. Every raster kernel but the one a splat is this walk with other callbacks.
 #pragma once
 
 #include "splat.h"
@@ -20,9 +19,9 @@ struct TilePixel {
     bool done;
 };
 
-__device__ __forceinline__ TilePixel tile_pixel(int width, int height) {
+__device__ __forceinline__ TilePixel tile_pixel(const SdRasterInputs& in) {
     TilePixel p;
-    const int thread = threadIdx.x, lane = thread % kWarp, columns = ceil_div(width, kTile);
+    const int thread = threadIdx.x, lane = thread % kWarp, columns = ceil_div(in.width, kTile);
     p.tile = blockIdx.x;
     p.warp = thread / kWarp;
     const int column = p.warp % 2 * kWarpWidth + lane % kWarpWidth, row = p.warp / 2 * kWarpHeight + lane / kWarpWidth;
@@ -31,9 +30,9 @@ __device__ __forceinline__ TilePixel tile_pixel(int width, int height) {
     p.in_tile = row * kTile + column;
     p.x = p.column + 0.5f;
     p.y = p.row + 0.5f;
-    p.inside = p.column < width && p.row < height;
+    p.inside = p.column < in.width && p.row < in.height;
     p.transmittance = 1.0f;
-    p.done = !p.inside;
+    p.done = !p.inside || (in.mask && !in.mask[size_t(p.row) * in.width + p.column]);
     return p;
 }
 
@@ -42,6 +41,11 @@ struct Batch {
     Splat splat[kBatch];
     float feature[kBatch][C];
     unsigned char warps[kBatch];  // bit w: the splat can reach the pixels of warp w
+};
+template <>
+struct Batch<0> {  // for walks that draw nothing
+    Splat splat[kBatch];
+    unsigned char warps[kBatch];
 };
 
 // Bit w is set when the splat's box meets the pixel centres of warp w.
@@ -70,18 +74,44 @@ __device__ __forceinline__ void load_batch(Batch<C>& batch, const SdRasterInputs
         }
         batch.warps[thread] = (unsigned char)warps;
     }
-    for (int e = thread; e < count * C; e += kTilePixels) {
-        const int j = e / C, c = e % C;
-        const size_t row = size_t(in.pair_gaussian[first + j]) * in.channels;
-        batch.feature[j][c] = c < slice.count ? in.features[row + slice.first + c] : 0.0f;
+    if constexpr (C > 0) {
+        for (int e = thread; e < count * C; e += kTilePixels) {
+            const int j = e / C, c = e % C;
+            const size_t row = size_t(in.pair_gaussian[first + j]) * in.channels;
+            batch.feature[j][c] = c < slice.count ? in.features[row + slice.first + c] : 0.0f;
+        }
     }
 }
 
-// Calls bucket(index of the bucket in the tile) before every 32 splats, then visit(weight, feature row) for each splat
-// that contributes to the pixel. Every thread of the block must call this.
-template <int C, class Bucket, class Visit>
+// A splat that contributes to the pixel.
+struct Contact {
+    int pair, slot;             // place in pair_gaussian, and in the batch
+    float dx, dy, alpha;        // mean - pixel, px
+    float weight, behind;       // alpha * transmittance; transmittance behind the splat
+};
+
+// Whether the splat contributes to the pixel; marks the pixel as done when it would end it.
+__device__ __forceinline__ bool meets(const Splat& splat, const SdLimits& limits, TilePixel& pixel, Contact& contact) {
+    if (pixel.done) return false;
+    contact.dx = splat.x - pixel.x;
+    contact.dy = splat.y - pixel.y;
+    contact.alpha = splat_alpha(splat, contact.dx, contact.dy, limits.alpha_max);
+    if (contact.alpha < limits.alpha_min) return false;
+    contact.behind = next_transmittance(pixel.transmittance, contact.alpha);
+    if (contact.behind <= limits.transmittance_min) {
+        pixel.done = true;
+        return false;
+    }
+    contact.weight = contact.alpha * pixel.transmittance;
+    return true;
+}
+
+// Calls bucket(index of the bucket in the tile) before every 32 splats, visit(contact) for each splat that contributes
+// to the pixel, and then after(pair) in every lane of the warp, whether or not its pixel was visited. Every thread of
+// the block must call this.
+template <int C, class Bucket, class Visit, class After>
 __device__ __forceinline__ void walk_tile(const SdRasterInputs& in, ChannelSlice slice, Batch<C>& batch,
-                                          TilePixel& pixel, Bucket bucket, Visit visit) {
+                                          TilePixel& pixel, Bucket bucket, Visit visit, After after) {
     const int start = in.tile_offsets[pixel.tile], end = in.tile_offsets[pixel.tile + 1], lane = threadIdx.x % kWarp;
     for (int first = start; first < end; first += kBatch) {
         if (__syncthreads_count(pixel.done) == kTilePixels) break;
@@ -95,20 +125,19 @@ __device__ __forceinline__ void walk_tile(const SdRasterInputs& in, ChannelSlice
             while (todo) {
                 const int j = group + __ffs(int(todo)) - 1;
                 todo &= todo - 1;
-                if (pixel.done) continue;
-                const Splat& splat = batch.splat[j];
-                const float alpha = splat_alpha(splat, splat.x - pixel.x, splat.y - pixel.y, in.limits.alpha_max);
-                if (alpha < in.limits.alpha_min) continue;
-                const float next = next_transmittance(pixel.transmittance, alpha);
-                if (next <= in.limits.transmittance_min) {
-                    pixel.done = true;
-                    continue;
+                Contact contact = {first + j, j};
+                if (meets(batch.splat[j], in.limits, pixel, contact)) {
+                    visit(contact);
+                    pixel.transmittance = contact.behind;
                 }
-                visit(alpha * pixel.transmittance, batch.feature[j]);
-                pixel.transmittance = next;
+                after(first + j);
             }
         }
     }
 }
+
+struct Nothing {
+    __device__ void operator()(int) const {}
+};
 
 }  // namespace scene_distill

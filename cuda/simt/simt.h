@@ -139,6 +139,13 @@ T atomicAdd(T* address, T value) {
     return before;
 }
 
+template <class T>
+T atomicMax(T* address, T value) {
+    const T before = *address;
+    if (value > before) *address = value;
+    return before;
+}
+
 inline float __expf(float x) { return std::exp(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }

@@ -6,8 +6,9 @@ has a size that only the device knows. `register` offers the methods for CUDA te
 first one arrives, so importing this module needs neither a GPU nor the library. The same class drives the emulated
 kernels (cuda/simt) on CPU tensors in the tests.
 
-Unlike the CPU kernels, these cull Gaussians with NaN or infinite numbers without an error (an error would cost a wait),
-and the order of atomic additions leaves the last bits of `raster_backward` open. All other results are reproducible.
+Gaussians with NaN or infinite numbers are culled by `project` and reported by `bin`, which waits anyway: the CPU's
+`UserError`, one op later. The order of atomic additions leaves the last bits of the raster gradients open; all other
+results are reproducible.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from scene_distill.renderers.cuda_structures import (
     BinInputs,
     BinOrder,
     BinPairs,
+    Contributions,
     Decoded,
     Harmonics,
     HarmonicsGradients,
     Images,
+    Pictures,
     Projected,
     ProjectedGradients,
     RasterGradients,
@@ -46,7 +49,7 @@ from scene_distill.renderers.cuda_structures import (
     WorldGaussians,
     WorldGradients,
 )
-from scene_distill.renderers.native import LIMITS, Limits
+from scene_distill.renderers.native import LIMITS, Limits, not_finite
 from scene_distill.renderers.native import library_path as newest_library
 
 _ANCHOR_SLOTS = 10
@@ -58,6 +61,10 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def _tile_count(width: int, height: int) -> int:
     return -(-width // TILE) * -(-height // TILE)
+
+
+def _optional(inputs: Sequence[Any], index: int) -> Any:
+    return inputs[index] if len(inputs) > index else None  # torch leaves arguments out that equal their default
 
 
 class _Arguments:
@@ -99,27 +106,36 @@ class CudaKernels:
     def _count(self, name: str, *arguments: int) -> int:
         return getattr(self._library, f"sd_cuda_{name}")(*arguments)
 
-    def _world(self, at: _Arguments, tensors: Sequence[Tensor], view: tuple[int, int, bool]) -> WorldGaussians:
-        return WorldGaussians(*at(*tensors), tensors[0].shape[0], *view, self._limits)
+    def _world(self, at: _Arguments, inputs: Sequence[Any], orthographic: bool) -> WorldGaussians:
+        return WorldGaussians(*at(*inputs[:6]), inputs[0].shape[0], *inputs[6:9], orthographic, self._limits)
 
-    def project(self, *inputs: Any) -> tuple[Tensor, ...]:
-        """means2d, conics, depths, opacities2d, extents; see `ops.project`."""
-        at, tensors, view = _Arguments(), inputs[:6], inputs[6:9]
+    def project_orthographic(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """`project` of a camera without perspective."""
+        return self.project(*inputs, orthographic=True)
+
+    def project_orthographic_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
+        """`project_backward` of a camera without perspective."""
+        return self.project_backward(*inputs, orthographic=True)
+
+    def project(self, *inputs: Any, orthographic: bool = False) -> tuple[Tensor, ...]:
+        """means2d, conics, depths, opacities2d, extents; see `ops.project`. The extents of Gaussians that are not
+        finite are -1: `bin` raises for them."""
+        at, tensors = _Arguments(), inputs[:6]
         new, count = tensors[0].new_empty, tensors[0].shape[0]
         out = (new((count, 2)), new((count, 3)), new((count,)), new((count,)), new((count, 2)))
-        world = self._world(at, tensors, view)
+        world = self._world(at, inputs, orthographic)
         self._launch("project", tensors[0].device, byref(world), byref(Projected(*at(*out))))
         return out
 
-    def project_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
+    def project_backward(self, *inputs: Any, orthographic: bool = False) -> tuple[Tensor, ...]:
         """Gradients of the six tensors of `project`; the camera's are zero without the last input, camera_grad."""
-        at, tensors, view = _Arguments(), inputs[:6], inputs[6:9]
+        at, tensors = _Arguments(), inputs[:6]
         extents, *screen, camera_grad = inputs[9:]
         new, count = tensors[0].new_empty, tensors[0].shape[0]
         out = [new(tensor.shape) for tensor in tensors[:4]]
         camera = new((16,)) if camera_grad else None
         partials = new((max(self._count("project_blocks", count), 1), 16)) if camera_grad else None
-        world, given = self._world(at, tensors, view), ProjectedGradients(*at(*screen, extents))
+        world, given = self._world(at, inputs, orthographic), ProjectedGradients(*at(*screen, extents))
         self._launch(
             "project_backward",
             tensors[0].device,
@@ -136,7 +152,10 @@ class CudaKernels:
         return like.new_empty((max(self._library.sd_cuda_scratch_bytes(count), 1),), dtype=torch.uint8)
 
     def bin(self, *inputs: Any) -> tuple[Tensor, Tensor]:
-        """tile_offsets [T + 1] and pair_gaussian [M], int32; see `ops.bin`. Waits for the device once, to learn M."""
+        """tile_offsets [T + 1] and pair_gaussian [M], int32; see `ops.bin`. Waits for the device once, to learn M.
+
+        Raises `UserError` when `project` met Gaussians that are not finite.
+        """
         at, screen, (width, height) = _Arguments(), inputs[:5], inputs[5:7]
         count, device = screen[0].shape[0], screen[0].device
 
@@ -146,46 +165,70 @@ class CudaKernels:
         (tile_offsets,) = new(_tile_count(width, height) + 1)
         if count == 0:
             return tile_offsets.zero_(), new(0)[0]
-        buffers = new(count, count, count, count, count + 1, count + 1)
+        buffers = new(count, count, count, count, count + 1, count + 2)
         scratch = self._scratch(count + 1, screen[0])
         order = BinOrder(*at(*buffers, scratch), scratch.numel())
         given = BinInputs(*at(*screen), count, width, height, self._limits)
         self._launch("bin_count", device, byref(given), byref(order))
-        pairs = int(buffers[5][count])
+        pairs, wrong = buffers[5][count:].tolist()
+        if wrong:
+            raise not_finite(wrong, count)
         lists = new(pairs, pairs, pairs, pairs)
         pair_scratch = self._scratch(pairs, screen[0])
         filled = BinPairs(*at(*lists, tile_offsets), pairs, pair_scratch.data_ptr(), pair_scratch.numel())
         self._launch("bin_fill", device, byref(given), byref(order), byref(filled))
         return tile_offsets, lists[3]
 
-    def _raster_inputs(self, at: _Arguments, tensors: Sequence[Tensor], width: int, height: int) -> RasterInputs:
-        return RasterInputs(*at(*tensors), tensors[3].shape[1], width, height, self._limits)
+    def _raster_inputs(
+        self, at: _Arguments, tensors: Sequence[Tensor], mask: Tensor | None, size: tuple[int, int]
+    ) -> RasterInputs:
+        return RasterInputs(*at(*tensors, mask), tensors[3].shape[1], *size, self._limits)
 
     def raster(self, *inputs: Any) -> tuple[Tensor, Tensor]:
         """image [H, W, D] and alpha [H, W]; see `ops.raster`."""
-        at, tensors, (width, height) = _Arguments(), inputs[:7], inputs[7:9]
-        features = tensors[3]
+        at, features, (width, height), mask = _Arguments(), inputs[3], inputs[7:9], _optional(inputs, 9)
         image, alpha = features.new_empty((height, width, features.shape[1])), features.new_empty((height, width))
-        given = self._raster_inputs(at, tensors, width, height)
+        given = self._raster_inputs(at, inputs[:7], mask, (width, height))
         self._launch("raster", features.device, byref(given), *map(c_void_p, at(image, alpha)))
         return image, alpha
 
     def raster_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """Gradients of means2d, conics, opacities2d, features and background; see `ops.raster`."""
-        return self._raster_backward(inputs[:7], inputs[7].shape, inputs[9], inputs[10], None)
+        return self._raster_backward(inputs[:7], inputs[7:11], _optional(inputs, 11), None)
 
     def raster_probed(self, means2d: Tensor, probe: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         """The picture of `raster`; only the backward pass differs. See `ops.raster_probed`."""
-        return self.raster(means2d, *rest[:-1])
+        return self.raster(means2d, *rest[:8], _optional(rest, 9))
 
     def raster_probed_backward(self, *inputs: Any) -> tuple[Tensor, ...]:
         """`raster_backward` of clipped pixels, and sum |dL/d means2d| [N, 2] (zeros when not ``absolute``)."""
-        image, _, v_image, v_alpha, gradient_bound, absolute = inputs[7:]
+        image, alpha, v_image, v_alpha, gradient_bound, absolute = inputs[7:13]
         probe = torch.zeros_like(inputs[0], memory_format=torch.contiguous_format)
         if gradient_bound < math.inf:
             v_image = self._clipped(v_image, gradient_bound)
-        found = self._raster_backward(inputs[:7], image.shape, v_image, v_alpha, probe if absolute else None)
-        return *found, probe
+        pictures, mask = (image, alpha, v_image, v_alpha), _optional(inputs, 13)
+        return *self._raster_backward(inputs[:7], pictures, mask, probe if absolute else None), probe
+
+    def raster_contributions(self, *inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """weight_sum [N], weight_max [N] and pixels [N] int32; see `ops.raster_contributions`."""
+        at, screen, lists, size, mask = _Arguments(), inputs[:3], inputs[3:5], inputs[5:7], _optional(inputs, 7)
+        count, device = screen[2].shape[0], screen[2].device
+        weight_sum, weight_max = screen[2].new_empty(count), screen[2].new_zeros(count)
+        pixels, sums = (torch.zeros(count, dtype=kind, device=device) for kind in (torch.int32, torch.int64))
+        given = RasterInputs(*at(*screen, None, None, *lists, mask), 0, *size, self._limits)
+        out = Contributions(*at(weight_sum, weight_max, pixels, sums))
+        self._launch("raster_contributions", device, byref(given), count, byref(out))
+        return weight_sum, weight_max, pixels
+
+    def raster_median(self, *inputs: Any) -> Tensor:
+        """[H, W] int32; see `ops.raster_median`."""
+        at, screen, lists, (width, height), mask = (
+            _Arguments(), inputs[:3], inputs[3:5], inputs[5:7], _optional(inputs, 7),
+        )  # fmt: skip
+        median = torch.empty((height, width), dtype=torch.int32, device=screen[0].device)
+        given = RasterInputs(*at(*screen, None, None, *lists, mask), 0, width, height, self._limits)
+        self._launch("raster_median", median.device, byref(given), *map(c_void_p, at(median)))
+        return median
 
     def _clipped(self, v_image: Tensor, bound: float) -> Tensor:
         at, out, channels = _Arguments(), v_image.new_empty(v_image.shape), v_image.shape[2]
@@ -196,12 +239,14 @@ class CudaKernels:
     def _raster_backward(
         self,
         tensors: Sequence[Tensor],
-        shape: torch.Size,
-        v_image: Tensor,
-        v_alpha: Tensor | None,
+        pictures: Sequence[Tensor | None],
+        mask: Tensor | None,
         probe: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        at, (height, width, channels), new = _Arguments(), shape, tensors[0].new_empty
+        """``pictures`` = (image, alpha, v_image, v_alpha); ``probe`` [N, 2] is added to."""
+        image, _, v_image, v_alpha = pictures
+        assert image is not None and v_image is not None
+        at, (height, width, channels), new = _Arguments(), image.shape, tensors[0].new_empty
         pairs, tiles = tensors[6].numel(), _tile_count(width, height)
         buckets = self._count("raster_buckets", pairs, tiles)
         out = [torch.zeros_like(t, memory_format=torch.contiguous_format) for t in tensors[:4]] + [new((channels,))]
@@ -214,11 +259,15 @@ class CudaKernels:
             ),
             pairs,
         )
-        given = self._raster_inputs(at, tensors, width, height)
+        given = self._raster_inputs(at, tensors, mask, (width, height))
+        apart = probe is not None and channels > self._count("raster_slice_channels")
         self._launch(
             "raster_backward", v_image.device, byref(given), *map(c_void_p, at(v_image, v_alpha)),
-            byref(RasterGradients(*at(*out, probe))), byref(scratch),
+            byref(RasterGradients(*at(*out, None if apart else probe))), byref(scratch),
         )  # fmt: skip
+        if apart:
+            drawn = Pictures(*at(*pictures))
+            self._launch("raster_absolute", image.device, byref(given), byref(drawn), *map(c_void_p, at(probe)))
         return tuple(out)
 
     def _harmonics(self, at: _Arguments, inputs: Sequence[Any]) -> Harmonics:
@@ -353,7 +402,8 @@ def load() -> CudaKernels:
 OPS = (
     "project", "project_backward", "bin", "raster", "raster_backward", "l1_ssim", "l1_ssim_backward", "adam_",
     "decode_anchors", "decode_anchors_backward", "momentum_consistency", "momentum_consistency_backward",
-    "raster_probed", "raster_probed_backward", "spherical_harmonics", "spherical_harmonics_backward",
+    "raster_probed", "raster_probed_backward", "raster_contributions", "raster_median", "project_orthographic",
+    "project_orthographic_backward", "spherical_harmonics", "spherical_harmonics_backward",
 )  # fmt: skip
 """Schemas of `ops` that have a CUDA kernel."""
 

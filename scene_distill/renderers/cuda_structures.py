@@ -22,7 +22,7 @@ class WorldGaussians(ctypes.Structure):
 
     _fields_ = [
         *_pointers("means quats scales opacities cam_from_world intrinsics"),
-        *_integers("count width height antialiased"),
+        *_integers("count width height antialiased orthographic"),
         ("limits", Limits),
     ]
 
@@ -76,7 +76,7 @@ class RasterInputs(ctypes.Structure):
     """What is drawn: ``SdRasterInputs``."""
 
     _fields_ = [
-        *_pointers("means2d conics opacities features background tile_offsets pair_gaussian"),
+        *_pointers("means2d conics opacities features background tile_offsets pair_gaussian mask"),
         *_integers("channels width height"),
         ("limits", Limits),
     ]
@@ -86,6 +86,18 @@ class RasterGradients(ctypes.Structure):
     """What the raster backward adds to: ``SdRasterGradients``."""
 
     _fields_ = _pointers("means2d conics opacities features background absolute")
+
+
+class Pictures(ctypes.Structure):
+    """What the forward pass drew and its gradients: ``SdPictures``."""
+
+    _fields_ = _pointers("image alpha grad_image grad_alpha")
+
+
+class Contributions(ctypes.Structure):
+    """What Gaussians add to a picture: ``SdContributions``."""
+
+    _fields_ = _pointers("weight_sum weight_max pixels sums")
 
 
 class RasterScratch(ctypes.Structure):

@@ -214,6 +214,14 @@ def _screen(means2d: Tensor, conics: Tensor, opacities2d: Tensor) -> Screen:
     return Screen(means2d.shape[0], means2d.data_ptr(), conics.data_ptr(), opacities2d.data_ptr())
 
 
+def not_finite(wrong: int, count: int) -> UserError:
+    """The error of a projection that met ``wrong`` Gaussians that are not finite."""
+    return UserError(
+        f"{wrong} of {count} Gaussians have a NaN or infinite mean, quaternion, scale or opacity; "
+        "lower the learning rate or remove them before rendering"
+    )
+
+
 def project(
     world: tuple[Tensor, Tensor, Tensor, Tensor],
     camera: tuple[Tensor, Tensor],
@@ -232,10 +240,7 @@ def project(
         byref(limits), *(t.data_ptr() for t in out),
     )  # fmt: skip
     if wrong:
-        raise UserError(
-            f"{wrong} of {count} Gaussians have a NaN or infinite mean, quaternion, scale or opacity; "
-            "lower the learning rate or remove them before rendering"
-        )
+        raise not_finite(wrong, count)
     return out
 
 

@@ -24,12 +24,7 @@ from scene_distill.renderers import autograd, cpu, cuda
 LIBRARY = torch.library.Library("scene_distill", "DEF")
 MAX_CHANNELS = 512
 MAX_ABSOLUTE_CHANNELS = 16
-"""Channels of one pass of the raster kernels: absolute gradients cannot be added up over passes."""
-
-CPU_ONLY = frozenset({
-    "project_orthographic", "project_orthographic_backward", "raster_contributions", "raster_median",
-})  # fmt: skip
-"""Ops without a CUDA kernel of ours so far."""
+"""Channels of one pass of the CPU raster kernels: absolute gradients cannot be added up over passes."""
 
 for _schema in (
     "project(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor cam_from_world, Tensor intrinsics, "
@@ -106,7 +101,7 @@ def project(
     dy^2) / 2 - b dx dy); depths [N] metres; opacities2d [N] (times sqrt(det / blurred det) when antialiased,
     Mip-Splatting); extents [N, 2], the half sizes in px of the box where alpha >= ALPHA_MIN. Culled Gaussians (depth
     < NEAR_M, opacity < ALPHA_MIN, off screen) are zero everywhere. Differentiable in all tensors but the extents.
-    Raises `UserError` for NaN or infinite Gaussians.
+    Raises `UserError` for NaN or infinite Gaussians, on CUDA in `bin`.
     """
     count = means.shape[0] if means.dim() else 0
     _check("project", {"means": (means, (count, 3)), "quats": (quats, (count, 4)), "scales": (scales, (count, 3)),
@@ -180,7 +175,7 @@ def raster_probed(
 
     Before it is spread over the Gaussians, the gradient of each pixel's channels is scaled down until none exceeds
     ``gradient_bound`` (pixel-wise gradient clipping, PGC; Dreamer XL). ``probe`` [N, 2] is not drawn: where it requires
-    a gradient it receives sum over pixels of |dL/d means2d|, the absolute gradient of AbsGS (features of at most 16
+    a gradient it receives sum over pixels of |dL/d means2d|, the absolute gradient of AbsGS (on the CPU of at most 16
     channels).
     """
     _check("raster_probed", {"means2d": (screen[0], tuple(probe.shape)), "probe": (probe, (len(screen[0]), 2)),
@@ -189,7 +184,7 @@ def raster_probed(
     _check_mask("raster_probed", mask, size, features.device)
     if not gradient_bound > 0:
         raise UserError(f"raster_probed: the gradient bound must be positive, not {gradient_bound}")
-    if probe.requires_grad and features.shape[1] > MAX_ABSOLUTE_CHANNELS:
+    if probe.requires_grad and probe.device.type == "cpu" and features.shape[1] > MAX_ABSOLUTE_CHANNELS:
         raise UserError(
             f"raster_probed: absolute gradients of {features.shape[1]} channels; draw at most {MAX_ABSOLUTE_CHANNELS}"
         )

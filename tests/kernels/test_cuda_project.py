@@ -4,6 +4,7 @@ import pytest
 import torch
 from cuda_emulator import SEEDS, kernels
 
+from scene_distill.core.errors import UserError
 from scene_distill.renderers import native, reference
 
 SIZE = (48, 40)
@@ -23,18 +24,24 @@ def world(count, seed):
     return means, quats, scales, opacities, pose, torch.tensor([40.0, 42.0, 25.0, 19.0])
 
 
-def oracle(tensors, antialiased):
+def oracle(tensors, antialiased, orthographic):
     exact = [t.double().requires_grad_(True) for t in tensors]
-    return exact, reference.project(tuple(exact[:4]), tuple(exact[4:]), SIZE, antialiased)
+    found = reference.project(tuple(exact[:4]), tuple(exact[4:]), SIZE, antialiased, orthographic=orthographic)
+    return exact, found
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("antialiased", [False, True])
-def test_projection_and_its_gradient(device, seed, antialiased):
+@pytest.mark.parametrize("orthographic", [False, True], ids=["perspective", "orthographic"])
+def test_projection_and_its_gradient(device, seed, antialiased, orthographic):
     tensors = world(150, seed)
-    exact, expected = oracle(tensors, antialiased)
+    if orthographic:
+        tensors = (*tensors[:5], torch.tensor([9.0, 10.0, 25.0, 19.0]))  # px per metre
+    exact, expected = oracle(tensors, antialiased, orthographic)
     here, ops = [t.to(device) for t in tensors], kernels(device, seed)
-    found = ops.project(*here, *SIZE, antialiased)
+    project, backward = (ops.project_orthographic, ops.project_orthographic_backward) if orthographic else (
+        ops.project, ops.project_backward)  # fmt: skip
+    found = project(*here, *SIZE, antialiased)
     seen = expected[4][:, 0] > 0
     assert 30 < int(seen.sum()) < 140
     for got, want in zip(found, expected, strict=True):
@@ -44,7 +51,7 @@ def test_projection_and_its_gradient(device, seed, antialiased):
     grads = [torch.randn(t.shape, generator=g) for t in expected[:4]]
     torch.autograd.backward(expected[:4], [grad.double() for grad in grads])
     given = [grad.to(device) for grad in grads]
-    back = ops.project_backward(*here, *SIZE, antialiased, found[4], *given, True)
+    back = backward(*here, *SIZE, antialiased, found[4], *given, True)
     for got, want in zip(back, exact, strict=True):
         scale = want.grad.abs().max()
         assert torch.allclose(got.cpu().double(), want.grad, rtol=2e-4, atol=float(2e-5 * scale))
@@ -64,13 +71,26 @@ def test_gradients_nobody_asked_for_are_zero(device):
     assert all(torch.equal(a, b) for a, b in zip(found, full[:4], strict=True))
 
 
-def test_non_finite_gaussians_are_culled(device):
+def test_non_finite_gaussians_are_culled_and_reported(device):
+    """By the error that the CPU kernels raise at once, where the device is waited for anyway."""
     tensors = list(world(20, 4))
     tensors[0][0, 1], tensors[1][1, 0] = float("nan"), float("inf")
     tensors[2][2, 2], tensors[3][3], tensors[1][4] = float("inf"), float("nan"), 0.0
-    found = kernels(device, 1).project(*(t.to(device) for t in tensors), *SIZE, False)
-    assert all(torch.isfinite(t).all() for t in found)
-    assert not found[4][:4].any()
+    here, ops = [t.to(device) for t in tensors], kernels(device, 1)
+    found = ops.project(*here, *SIZE, False)
+    assert all(torch.isfinite(t).all() for t in found) and bool((found[4][:4] < 0).all())
+    assert bool((found[4][4:] >= 0).all()) and not found[3][:4].any()
+    back = ops.project_backward(*here, *SIZE, False, found[4], *(torch.ones_like(t) for t in found[:4]), True)
+    assert not any(t[:4].any() for t in back[:4]) and all(torch.isfinite(t).all() for t in back)
+    errors = []
+    for draw in (
+        lambda: native.project(tuple(tensors[:4]), tuple(tensors[4:]), SIZE, False),
+        lambda: ops.bin(found[0], found[1], found[3], found[2], found[4], *SIZE),
+    ):
+        with pytest.raises(UserError, match="4 of 20 Gaussians have a NaN or infinite") as caught:
+            draw()
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
 
 
 def test_no_gaussians(device):

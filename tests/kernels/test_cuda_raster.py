@@ -32,18 +32,20 @@ def exact_limits(limits):
     return reference.Limits(**{name: getattr(limits, name) for name, _ in native.Limits._fields_})
 
 
-def check(device, seed, size, tensors, limits=native.LIMITS, tolerance=2e-5):
+def check(device, seed, size, tensors, limits=native.LIMITS, tolerance=2e-5, mask=None):
     exact = [t.double().requires_grad_(True) for t in tensors[:5]]
-    image, alpha = reference.raster(tuple(exact[:3]), exact[3], exact[4], tensors[5:], size, exact_limits(limits))
+    drawn = (tuple(exact[:3]), exact[3], exact[4], tensors[5:])
+    image, alpha = reference.raster(*drawn, size, exact_limits(limits), mask=mask)
     here, ops = [t.to(device) for t in tensors], kernels(device, seed, limits)
-    found = ops.raster(*here, *size)
+    shown = None if mask is None else mask.to(device)
+    found = ops.raster(*here, *size, shown)
     for got, want in zip(found, (image, alpha), strict=True):
         assert torch.allclose(got.cpu().double(), want.detach(), atol=tolerance)
 
     g = torch.Generator().manual_seed(seed)
     grads = [torch.randn(t.shape, generator=g) for t in found]
     torch.autograd.backward([image, alpha], [grad.double() for grad in grads])
-    back = ops.raster_backward(*here, *found, *(grad.to(device) for grad in grads))
+    back = ops.raster_backward(*here, *found, *(grad.to(device) for grad in grads), shown)
     for got, want in zip(back, exact, strict=True):
         scale = max(float(want.grad.abs().max()), 1e-3)
         assert torch.allclose(got.cpu().double(), want.grad, rtol=1e-3, atol=4e-5 * scale)
@@ -60,6 +62,21 @@ def test_rgb(device, seed, limits):
 def test_any_number_of_channels(device, channels):
     size = (20, 18)
     check(device, 1, size, splats(45, size, channels, channels))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_masked_pixels_show_the_background_and_pull_at_nothing_else(device, seed):
+    size = (41, 35)
+    mask = torch.rand(35, 41, generator=torch.Generator().manual_seed(seed)) > 0.4
+    mask[:16, 16:32] = False  # a whole tile
+    tensors = splats(100, size, 5, seed)
+    check(device, seed, size, tensors, mask=mask)
+    here, ops, shown = [t.to(device) for t in tensors], kernels(device, seed), mask.to(device)
+    image, alpha = ops.raster(*here, *size, shown)
+    assert torch.equal(image[~shown], here[4].expand(int((~mask).sum()), 5)) and not alpha[~shown].any()
+    v_image = torch.where(shown[..., None], torch.ones_like(image), torch.nan)
+    back = ops.raster_backward(*here, image, alpha, v_image, None, shown)
+    assert all(torch.isfinite(t).all() for t in back[:4]) and torch.isnan(back[4]).all()
 
 
 def test_long_lists_saturate(device):
@@ -102,7 +119,7 @@ def test_needles_are_not_culled(device):
     check(device, 1, size, tuple(tensors), tolerance=1e-4)
 
 
-def probed(device, seed, tensors, size, bound):
+def probed(device, seed, tensors, size, bound, mask=None):
     """What the oracle and the kernels give for one random gradient of the picture, a pixel of it a thousandfold."""
     g = torch.Generator().manual_seed(seed)
     v_image, v_alpha = (
@@ -114,26 +131,32 @@ def probed(device, seed, tensors, size, bound):
     screen = tuple(t.double() for t in tensors[:3])
     grads = (reference.clip_pixels(v_image.double(), bound), v_alpha.double())
     exact = [t.double().requires_grad_(True) for t in tensors[:5]]
-    pictures = reference.raster(tuple(exact[:3]), exact[3], exact[4], tensors[5:], size)
+    pictures = reference.raster(tuple(exact[:3]), exact[3], exact[4], tensors[5:], size, mask=mask)
     torch.autograd.backward(list(pictures), list(grads))
+    if mask is not None:
+        grads = (grads[0] * mask[..., None], grads[1] * mask)
     absolute = reference.absolute_gradients(screen, tensors[3].double(), tensors[4].double(), tensors[5:], size, grads)
     here, ops = [t.to(device) for t in tensors], kernels(device, seed)
-    drawn = ops.raster_probed(here[0], torch.zeros_like(here[0]), *here[1:], *size, bound)
+    shown = None if mask is None else mask.to(device)
+    drawn = ops.raster_probed(here[0], torch.zeros_like(here[0]), *here[1:], *size, bound, shown)
     gradients = (v_image.to(device), v_alpha.to(device))
-    found = ops.raster_probed_backward(*here, *drawn, *gradients, bound, True)
-    assert not ops.raster_probed_backward(*here, *drawn, *gradients, bound, False)[5].any()
+    found = ops.raster_probed_backward(*here, *drawn, *gradients, bound, True, shown)
+    assert not ops.raster_probed_backward(*here, *drawn, *gradients, bound, False, shown)[5].any()
     return found, [*(t.grad for t in exact), absolute]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("bound", [0.05, float("inf")])
-def test_clipped_pixels_and_absolute_gradients(device, seed, bound):
+@pytest.mark.parametrize("channels", [3, 32, 37])
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+def test_clipped_pixels_and_absolute_gradients(device, seed, bound, channels, masked):
     size = (20, 18)
-    found, expected = probed(device, seed, splats(40, size, 3, seed), size, bound)
+    mask = torch.rand(18, 20, generator=torch.Generator().manual_seed(seed)) > 0.3 if masked else None
+    found, expected = probed(device, seed, splats(40, size, channels, seed), size, bound, mask)
     for got, want in zip(found, expected, strict=True):
         assert torch.allclose(got.cpu().double(), want, rtol=1e-3, atol=4e-5 * float(want.abs().max()))
     signed, absolute = expected[0].abs(), expected[5]
-    assert (absolute >= signed - 1e-12).all() and absolute.sum() > 1.2 * signed.sum()
+    assert (absolute >= signed - 1e-12).all() and absolute.sum() > 1.05 * signed.sum()
 
 
 def test_clipping_keeps_directions_and_bounds_every_channel(device):
