@@ -1,14 +1,22 @@
-"""`scene-distill render RUN [--views test|train|all]`."""
+"""`scene-distill render RUN [--views test|train|all] [--tint-blocks]`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from scene_distill.core.console import progress, say, say_next
+from scene_distill.core.errors import UserError
+
+if TYPE_CHECKING:
+    from scene_distill.cli.runs import OpenRun
+    from scene_distill.core.cameras import Camera
+    from scene_distill.renderers.splat import Rendering
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,8 @@ class Render:
     """Run folder."""
     views: Literal["test", "train", "all"] = "test"
     """Which of the scene's views."""
+    tint_blocks: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Draw what came from each block in a tint of its own."""
     data: Path | None = None
     """Data folder, when it has moved since training."""
     output_dir: Path | None = None
@@ -35,13 +45,23 @@ def main(arguments: list[str]) -> None:
 
     run = open_run(options.run, options.data)
     scene = run.scene
+    draw = tinted(run) if options.tint_blocks else partial(run.trained.render, with_depth=True)
     frames = {"test": scene.test_frames, "train": scene.train_frames, "all": scene.frames}[options.views]
     folder = options.output_dir or run.folder.renders
     write = picture_writer(folder)
     with progress("rendering", len(frames)) as meter:
         for done, frame in enumerate(frames, 1):
             photo = run.images.get(frame).to(torch.float32) / 255.0
-            write(frame, run.trained.render(run.images.camera(frame), with_depth=True), photo)
+            write(frame, draw(run.images.camera(frame)), photo)
             meter.update(done)
     say(f"{len(frames)} views written to {folder}")
     say_next(f"scene-distill export {options.run} --format ply", "a splat file for other programs")
+
+
+def tinted(run: OpenRun) -> Callable[[Camera], Rendering]:
+    """The function that draws a run's blocks in tints; raises `UserError` when its scene does not know them."""
+    from scene_distill.training.evaluation import BlockwiseScene
+
+    if not isinstance(run.trained, BlockwiseScene):
+        raise UserError(f"{run.folder.path}: a {run.method} scene does not record blocks; leave out --tint-blocks")
+    return run.trained.render_tinted

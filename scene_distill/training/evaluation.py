@@ -1,4 +1,5 @@
-"""Held-out evaluation: raw metrics first, colour-corrected beside them, and the initial points as a floor."""
+"""Held-out evaluation: raw metrics first, colour-corrected beside them, the seams between blocks, and the initial
+points as a floor."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from scene_distill.data.scene import Frame, Scene
 from scene_distill.renderers.splat import Rendering, render
 from scene_distill.representations.splats import Splats
 from scene_distill.training.metrics import measure, psnr, summarise
+from scene_distill.training.seams import SeamMeter
 
 
 class TrainedScene(Protocol):
@@ -64,17 +66,28 @@ class SplatScene(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockwiseScene(Protocol):
+    """A trained scene that knows which block each of its primitives came from."""
+
+    def render_tinted(self, camera: Camera) -> Rendering:
+        """The picture of a world camera with the primitives of every block in a tint of their own."""
+        ...
+
+
 Save = Callable[[Frame, Rendering, Tensor], None]
 
 
 @torch.no_grad()
 def evaluate(scene: TrainedScene, frames: Sequence[Frame], images: ImageCache,
              save: Save = lambda frame, rendering, photo: None) -> dict[str, float]:  # fmt: skip
-    """Means and deviations over frames of PSNR and SSIM, raw and colour-corrected, with frames and rays per second.
+    """Means and deviations over frames of PSNR and SSIM, raw and colour-corrected, with frames and rays per second; for
+    a scene cut into blocks also `seams.SeamMeter.result`.
 
     ``save`` is called with every frame, its rendering (with depth) and its photo [H, W, 3] in [0, 1].
     """
     per_image, rays, seconds = [], 0, 0.0
+    seams = SeamMeter.of(scene.metadata)
     for frame in frames:
         photo = images.get(frame).to(torch.float32) / 255.0
         started = time.perf_counter()
@@ -83,8 +96,11 @@ def evaluate(scene: TrainedScene, frames: Sequence[Frame], images: ImageCache,
         seconds += time.perf_counter() - started
         rays += photo.shape[0] * photo.shape[1]
         per_image.append(measure(rendering.image, photo))
+        if seams is not None:
+            seams.add(images.camera(frame), rendering, photo)
         save(frame, rendering, photo)
-    return summarise(per_image) | {"num_rays_per_sec": rays / seconds, "fps": len(per_image) / seconds}
+    figures = summarise(per_image) | {"num_rays_per_sec": rays / seconds, "fps": len(per_image) / seconds}
+    return figures if seams is None else figures | seams.result()
 
 
 @torch.no_grad()
@@ -107,4 +123,5 @@ def summary(report: dict[str, Any]) -> str:
     return (
         f"{report['views']} {kind} views: PSNR {r['psnr']:.2f} dB raw ({r['psnr_corrected']:.2f} colour-corrected), "
         f"SSIM {r['ssim']:.3f} raw ({r['ssim_corrected']:.3f}); initial points {report['initial_points_psnr']:.2f} dB"
+        + (f"; seam ratio {r['seam_ratio']:.3f}" if "seam_ratio" in r else "")
     )

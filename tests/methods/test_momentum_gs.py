@@ -13,7 +13,7 @@ from scene_distill.data.images import ImageCache
 from scene_distill.data.load import load_scene
 from scene_distill.data.procedural_city import load_recipe, make_city
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
-from scene_distill.methods.momentum_gs.merged import MergedCity
+from scene_distill.methods.momentum_gs.merged import TINT, MergedCity, block_tints
 from scene_distill.methods.momentum_gs.method import MomentumGS
 
 CONFIG = MomentumGSConfig(blocks=3, lanes=2, iterations=24, visits=4, image_width=80, grow_from=0.1)
@@ -138,3 +138,17 @@ def test_a_city_far_from_zero_trains_like_one_at_zero(scene, tmp_path):
     a = near_method.merge(near.states()).render(near_method.images.camera(scene.frames[0])).image
     b = far_method.merge(far_run.states()).render(far_method.images.camera(frames[0])).image
     assert float((a - b).abs().mean()) < 0.02
+
+
+def test_a_tinted_picture_shows_which_block_drew_what(scene, tmp_path):
+    method, runtime = train(CONFIG, scene, tmp_path)
+    city, camera = method.merge(runtime.states()), method.images.camera(scene.frames[0])
+    plain, tinted = city.render(camera), city.render_tinted(camera)
+    assert torch.equal(plain.alpha, tinted.alpha)
+    tints = block_tints(torch.arange(3))
+    assert len({tuple(tint) for tint in tints.tolist()}) == 3
+    for block in range(3):
+        alone = replace(city, block=torch.full_like(city.block, block)).render_tinted(camera).image
+        expected = torch.lerp(plain.image, plain.alpha[..., None] * tints[block], TINT)
+        torch.testing.assert_close(alone, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(tinted.image, alone)

@@ -23,6 +23,9 @@ from scene_distill.renderers.anchors import decode
 from scene_distill.renderers.splat import Rendering, render
 from scene_distill.representations.anchors import Anchors
 
+TINT = 0.4
+"""How much of a tinted picture's colour is the block's."""
+
 FIELDS = ("positions", "offsets", "features", "log_scales")
 
 
@@ -66,6 +69,16 @@ class MergedCity:
     def render(self, camera: Camera, *, blocks: frozenset[int] | None = None, with_depth: bool = False) -> Rendering:
         """The picture of a world camera on black; depth in the scene's unit when asked for."""
         return render(self.gaussians(camera, blocks), camera.moved(self.origin), with_depth=with_depth)
+
+    @torch.no_grad()
+    def render_tinted(self, camera: Camera) -> Rendering:
+        """`render`, with depth, and the anchors of every block in a tint of their own."""
+        local = camera.moved(self.origin)
+        visible = self.anchors.visible(local)
+        gaussians = self._decode(visible, local)
+        tints = block_tints(self.block[visible]).repeat_interleave(ANCHOR_SLOTS, dim=0)
+        tinted = torch.lerp(gaussians.features, tints.to(gaussians.features), TINT)
+        return render(replace(gaussians, features=tinted), local, with_depth=True)
 
     @torch.no_grad()
     def slots(self, camera_center: np.ndarray, rows: Tensor) -> Gaussians:
@@ -125,3 +138,11 @@ class MergedCity:
         for index, decoder in enumerate(self.decoders):
             named |= decoder.state(f"decoder{index}")
         return named
+
+
+def block_tints(blocks: Tensor) -> Tensor:
+    """Colours [N, 3] in [0, 1] of block numbers [N]: hues a golden section apart."""
+    hue = (blocks.float() * 0.618034 + 0.05) % 1.0
+    thirds = torch.tensor([0.0, 2.0 / 3.0, 1.0 / 3.0], device=blocks.device)
+    distance = ((hue[:, None] - thirds + 0.5) % 1.0 - 0.5).abs()
+    return (2.0 - 6.0 * distance).clamp(0.0, 1.0)
