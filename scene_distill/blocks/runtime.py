@@ -1,28 +1,33 @@
 """The loop over rounds that every method shares: open L units, train them in lockstep, reduce, close, commit.
 
-Shared gradients are averaged over lanes in lane order after every lockstep step, so the result is that of L workers
-whether
-the lanes run side by side or one after another. After each round the changed units, the shared state and the place
-in the schedule are committed by one atomic rename of the manifest. Random numbers are keyed by (seed, unit, step), so a
-run that is killed at any moment and resumed repeats the interrupted round and ends with the same bytes.
+K units, L lanes and N workers are three independent numbers. Every worker holds the shared state and runs its lanes of
+a round (`schedule.place_lanes`); after every lockstep step it gets the gradients of all lanes, averages them in lane
+order and makes the same update (`reduction`), so the trained bytes do not depend on N. Random numbers are keyed by
+(seed, unit, step), never by the process.
+
+A round ends with a commit: every worker writes its units, worker 0 writes the shared state and renames the manifest.
+That happens in the background while the next round trains. A run that is killed at any moment and resumed, on any
+number of workers, repeats the round it was in and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-from scene_distill.blocks.schedule import Round, Visit
-from scene_distill.blocks.store import Entry, State, UnitStore
-from scene_distill.core.errors import UserError
-from scene_distill.core.files import read_json, write_json
+from scene_distill.blocks.custody import Custody
+from scene_distill.blocks.reduction import LaneMean, Reduction
+from scene_distill.blocks.schedule import Round, Visit, place_lanes
+from scene_distill.blocks.store import State, UnitStore
+from scene_distill.blocks.workers import Workers
 
-MANIFEST = "checkpoint.json"
+TELL_EVERY = 20
+"""Lockstep steps after which several workers tell worker 0 their lanes' numbers for the log."""
 
 
 class Unit(Protocol):
@@ -39,7 +44,14 @@ class Unit(Protocol):
 
 
 class Shared(Protocol):
-    """State that belongs to all units: parameters, their optimiser, a teacher, a scoreboard of unit scores."""
+    """State that belongs to all units: parameters, their optimiser, a teacher, a scoreboard of unit scores.
+
+    Every worker has a copy; all copies get the same calls with the same numbers and stay equal bit for bit.
+    """
+
+    def parameters(self) -> Sequence[Tensor]:
+        """The parameters that units return gradients of, of one dtype; empty when nothing is shared."""
+        ...
 
     def begin_step(self, shared_step: int, frozen: bool) -> None:
         """Called before every lockstep step."""
@@ -54,7 +66,7 @@ class Shared(Protocol):
         ...
 
     def state(self) -> State:
-        """Everything that a resumed run needs."""
+        """Everything that a resumed run needs, as tensors that later steps do not change."""
         ...
 
     def restore(self, state: State) -> None:
@@ -68,11 +80,25 @@ class Method(Protocol):
     shared: Shared
 
     def first_state(self, unit: int) -> State:
-        """The unit's state before its first visit."""
+        """The unit's state before its first visit; the same on every worker."""
         ...
 
     def open(self, unit: int, state: State, visit: Visit, round_: Round) -> Unit:
         """A live unit for one visit."""
+        ...
+
+
+@runtime_checkable
+class ExchangingMethod(Method, Protocol):
+    """A method whose units hold copies of parts that other units hold too."""
+
+    def neighbours(self, unit: int) -> Sequence[int]:
+        """The units that a unit has parts in common with."""
+        ...
+
+    def exchanged(self, unit: int, state: State, around: Mapping[int, State]) -> State:
+        """The state a unit opens with, from its own and from its neighbours' as they were closed last; ``around`` holds
+        those neighbours that were visited. Must not change what it is given."""
         ...
 
 
@@ -87,18 +113,26 @@ class Progress:
     lanes: tuple[tuple[int, dict[str, float]], ...]
 
 
-class Runtime:
-    """Runs a schedule on one worker and keeps the checkpoint in ``folder``."""
+Numbers = dict[int, dict[str, float]]
+"""Lane -> what its unit logged in one step, or its scores."""
 
-    def __init__(self, method: Method, rounds: Sequence[Round], folder: Path, ram_bytes: int = 0) -> None:
-        self.method = method
-        self.rounds = tuple(rounds)
-        self.folder = folder
-        self.store = UnitStore(folder / "units", ram_bytes)
-        self.entries: dict[int, Entry] = {}
+
+class Runtime:
+    """One worker's part of a schedule. The checkpoint is in worker 0's ``folder``; workers that see the same folder
+    read and write their units there, the others send them to worker 0 (`custody`).
+
+    ``ram_bytes`` bounds what closed units take in this worker's RAM (`UnitStore`).
+    """
+
+    def __init__(self, method: Method, rounds: Sequence[Round], folder: Path, ram_bytes: int | None = None,
+                 workers: Workers | None = None, reduction: Reduction = "ordered") -> None:  # fmt: skip
+        self.method, self.rounds, self.folder = method, tuple(rounds), folder
+        self.workers = workers if workers is not None else Workers()
         self.next_round = 0
-        self.shared_entry: Entry | None = None
         self.seconds = 0.0
+        self._owners = place_lanes(self.rounds, self.workers.count)
+        self._reduction = reduction
+        self._custody = Custody(folder, UnitStore(folder / "units", ram_bytes), self.workers, self._schedule_identity())
 
     @property
     def total_steps(self) -> int:
@@ -107,94 +141,125 @@ class Runtime:
 
     @property
     def done_steps(self) -> int:
-        """Unit steps of the committed rounds."""
+        """Unit steps of the finished rounds."""
         return sum(visit.steps for round_ in self.rounds[: self.next_round] for visit in round_.visits)
 
     def resume(self) -> bool:
-        """Take up the committed checkpoint; False when there is none. Raises `UserError` when it is damaged or of
-        another run."""
-        path = self.folder / MANIFEST
-        if not path.exists():
+        """Take up the last commit; False when there is none. Every worker calls it. Raises `UserError` when it is
+        damaged or of another schedule."""
+        found = self._custody.resume()
+        if found is None:
             return False
-        manifest = read_json(path)
-        try:
-            if manifest["schedule"] != self._schedule_identity():
-                raise UserError(
-                    f"{path} belongs to another schedule; resume with the same blocks, lanes and iterations"
-                )
-            self.entries = {int(unit): Entry(**entry) for unit, entry in manifest["units"].items()}
-            self.shared_entry = Entry(**manifest["shared"])
-            self.next_round, self.seconds = manifest["next_round"], manifest["seconds"]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}); start the run anew in another folder") from error
-        self.method.shared.restore(self.store.load(self.shared_entry))
+        self.next_round, self.seconds = found.next_round, found.seconds
+        self.method.shared.restore(self._custody.shared_state())
         return True
 
     def run(self, listen: Callable[[Progress], None] = lambda progress: None,
             committed: Callable[[], None] = lambda: None) -> None:  # fmt: skip
-        """Train the rounds that are left. ``listen`` hears of every lockstep step, ``committed`` follows every
-        commit."""
-        while self.next_round < len(self.rounds):
-            started = time.perf_counter()
-            self._run_round(self.rounds[self.next_round], listen)
-            self.next_round += 1
-            self.seconds += time.perf_counter() - started
-            self._commit()
-            committed()
+        """Train the rounds that are left; every worker calls it. On worker 0 ``listen`` hears of every lockstep step
+        and ``committed`` follows every commit, both in this thread."""
+        with self._custody.opened(committed) as custody:
+            while self.next_round < len(self.rounds):
+                started, round_ = time.perf_counter(), self.rounds[self.next_round]
+                units = self._open(round_)
+                if self.next_round + 1 < len(self.rounds):
+                    custody.fetch_ahead(self._mine(self.rounds[self.next_round + 1]), round_)
+                self._train(round_, units, listen)
+                self._close(round_, units)
+                self.next_round += 1
+                self.seconds += time.perf_counter() - started
+                custody.begin_commit(round_, self._lane_owners(round_), self.method.shared.state(), self.seconds)
 
     def states(self) -> dict[int, Callable[[], State]]:
-        """For every unit a function that loads its state; units never visited give their first state."""
+        """For every unit a function that loads its state as of the last commit; units never visited give their first
+        state. Worker 0 can always call them, others where they see worker 0's folder."""
         units = {visit.unit for round_ in self.rounds for visit in round_.visits}
         return {unit: lambda unit=unit: self._state(unit) for unit in sorted(units)}  # type: ignore[misc]
 
-    def _state(self, unit: int) -> State:
-        entry = self.entries.get(unit)
-        return self.store.load(entry) if entry else self.method.first_state(unit)
+    def _open(self, round_: Round) -> dict[int, Unit]:
+        """This worker's units of a round, by lane."""
+        mine = self._mine(round_)
+        states = self._opening_states([visit.unit for visit in mine])
+        return {visit.lane: self.method.open(visit.unit, states[visit.unit], visit, round_) for visit in mine}
 
-    def _run_round(self, round_: Round, listen: Callable[[Progress], None]) -> None:
-        shared, done = self.method.shared, self.done_steps
-        units = [self.method.open(visit.unit, self._state(visit.unit), visit, round_) for visit in round_.visits]
+    def _opening_states(self, units: Sequence[int]) -> dict[int, State]:
+        """The states that units open with. A method that exchanges sees every neighbour as it was closed last."""
+        method = self.method
+        if not isinstance(method, ExchangingMethod):
+            self._custody.bring(units)
+            return {unit: self._state(unit) for unit in units}
+        around = {unit: tuple(method.neighbours(unit)) for unit in units}
+        needed = sorted({unit for here in units for unit in (here, *around[here])})
+        self._custody.bring(needed)
+        closed = {unit: self._custody.state(unit) for unit in needed}
+        opened = {}
+        for unit in units:
+            own = closed[unit]
+            visited = {other: state for other in around[unit] if (state := closed[other]) is not None}
+            opened[unit] = method.exchanged(unit, method.first_state(unit) if own is None else own, visited)
+        return opened
+
+    def _train(self, round_: Round, units: dict[int, Unit], listen: Callable[[Progress], None]) -> None:
+        """Step this worker's lanes, and with the gradients of all lanes the shared state, in lockstep."""
+        shared, lanes = self.method.shared, LaneMean(self.workers, self._lane_owners(round_), self._reduction)
+        untold: list[Numbers] = []
         for offset in range(round_.steps):
             shared.begin_step(round_.shared_step + offset, round_.final)
-            gradients: list[Sequence[Tensor]] = []
-            numbers: list[tuple[int, dict[str, float]]] = []
-            for visit, unit in zip(round_.visits, units, strict=True):
+            gradients: dict[int, Sequence[Tensor]] = {}
+            numbers: Numbers = {}
+            for visit in self._mine(round_):
                 if offset < visit.steps:
-                    gradient, log = unit.step(visit.first_step + offset)
-                    numbers.append((visit.unit, log))
+                    gradient, numbers[visit.lane] = units[visit.lane].step(visit.first_step + offset)
                     if gradient is not None:
-                        gradients.append(gradient)
-            if gradients and not round_.final:
-                shared.apply(mean_over_lanes(gradients), round_.shared_step + offset)
-            done += len(numbers)
-            listen(Progress(round_.index, len(self.rounds), done, self.total_steps, tuple(numbers)))
-        for visit, unit in zip(round_.visits, units, strict=True):
-            state, scores = unit.close()
-            name = f"unit-{visit.unit:04d}-sweep-{visit.sweep:04d}"
-            self.entries[visit.unit] = self.store.save(name, state)
-            shared.publish(visit.unit, scores)
-        self.shared_entry = self.store.save(f"shared-{round_.index:05d}", shared.state())
+                        gradients[visit.lane] = gradient
+            if not round_.final:
+                mean = lanes.mean(gradients, shared.parameters())
+                if mean is not None:
+                    shared.apply(mean, round_.shared_step + offset)
+            untold.append(numbers)
+            if self.workers.count == 1 or len(untold) == TELL_EVERY or offset == round_.steps - 1:
+                self._tell(round_, offset + 1 - len(untold), untold, listen)
+                untold = []
+            self._custody.notice_commit()
 
-    def _commit(self) -> None:
-        assert self.shared_entry is not None
-        manifest: dict[str, Any] = {
-            "next_round": self.next_round,
-            "seconds": self.seconds,
-            "schedule": self._schedule_identity(),
-            "shared": self.shared_entry.to_dict(),
-            "units": {str(unit): entry.to_dict() for unit, entry in self.entries.items()},
-        }
-        write_json(self.folder / MANIFEST, manifest)
-        self.store.collect({self.shared_entry.file, *(entry.file for entry in self.entries.values())})
+    def _close(self, round_: Round, units: dict[int, Unit]) -> None:
+        """End the visits: states go into custody, scores to every worker's scoreboard in lane order."""
+        scores: Numbers = {}
+        for visit in self._mine(round_):
+            state, scores[visit.lane] = units.pop(visit.lane).close()
+            self._custody.keep(visit, state)
+        everyone = _united(self.workers.main.gather(scores, "scores are exchanged"))
+        for visit in round_.visits:
+            self.method.shared.publish(visit.unit, everyone[visit.lane])
+
+    def _tell(self, round_: Round, first: int, told: list[Numbers], listen: Callable[[Progress], None]) -> None:
+        """Let worker 0's listener hear the numbers of all lanes for the round's steps from ``first`` on."""
+        everyone = self.workers.main.gather(told, "numbers for the log are exchanged")
+        if self.workers.rank > 0:
+            return
+        done = self.done_steps + sum(min(first, visit.steps) for visit in round_.visits)
+        for step in range(len(told)):
+            numbers = _united([worker[step] for worker in everyone])
+            done += len(numbers)
+            lanes = tuple((round_.visits[lane].unit, numbers[lane]) for lane in sorted(numbers))
+            listen(Progress(round_.index, len(self.rounds), done, self.total_steps, lanes))
+
+    def _state(self, unit: int) -> State:
+        found = self._custody.state(unit)
+        return self.method.first_state(unit) if found is None else found
+
+    def _lane_owners(self, round_: Round) -> tuple[int, ...]:
+        return self._owners[round_.index]
+
+    def _mine(self, round_: Round) -> list[Visit]:
+        """The visits of a round that this worker runs."""
+        owners = self._lane_owners(round_)
+        return [visit for visit in round_.visits if owners[visit.lane] == self.workers.rank]
 
     def _schedule_identity(self) -> dict[str, int]:
         first = self.rounds[0]
         return {"rounds": len(self.rounds), "lanes": len(first.visits), "steps": self.total_steps}
 
 
-def mean_over_lanes(gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Per parameter the mean over lanes, summed in lane order."""
-    totals = list(gradients[0])
-    for lane in gradients[1:]:
-        totals = [total + gradient for total, gradient in zip(totals, lane, strict=True)]
-    return [total / len(gradients) for total in totals]
+def _united(parts: Sequence[Numbers]) -> Numbers:
+    return {lane: numbers for part in parts for lane, numbers in part.items()}

@@ -3,6 +3,7 @@
 Every unit gets the same number of visits. The visits form one stream, sweep after sweep through the units in a fixed
 order, and the stream is cut into rounds of L lanes. Because consecutive visits of a cyclic order are distinct units, a
 round never holds a unit twice, no lane idles before the last round, and neither number needs to divide the other.
+Which worker runs which lane is decided last and changes speed, never the result.
 """
 
 from __future__ import annotations
@@ -73,3 +74,28 @@ def make_schedule(units: int, lanes: int, iterations: int, sweeps: int, seed: in
 def shared_steps(rounds: tuple[Round, ...]) -> int:
     """Number of updates the shared state gets: the steps of all rounds before the final ones."""
     return sum(round_.steps for round_ in rounds if not round_.final)
+
+
+def place_lanes(rounds: tuple[Round, ...], workers: int) -> tuple[tuple[int, ...], ...]:
+    """Rank of the worker that runs each lane of each round.
+
+    A worker gets at most ceil(lanes / workers) lanes of a round. A unit stays with the worker that trained it last
+    where that has room, because its state may still be in that worker's memory; the others go to the worker with the
+    fewest lanes.
+    """
+    last: dict[int, int] = {}
+    placed = []
+    for round_ in rounds:
+        most = -(-len(round_.visits) // workers)
+        load, owner = [0] * workers, [-1] * len(round_.visits)
+        for visit in round_.visits:
+            home = last.get(visit.unit, -1)
+            if home >= 0 and load[home] < most:
+                owner[visit.lane] = home
+                load[home] += 1
+        for lane in (lane for lane, rank in enumerate(owner) if rank < 0):
+            owner[lane] = load.index(min(load))
+            load[owner[lane]] += 1
+        last |= {visit.unit: owner[visit.lane] for visit in round_.visits}
+        placed.append(tuple(owner))
+    return tuple(placed)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scene_distill.blocks.schedule import make_schedule, shared_steps
+from scene_distill.blocks.schedule import make_schedule, place_lanes, shared_steps
 from scene_distill.core.errors import UserError
 
 counts = st.integers(1, 24)
@@ -45,3 +45,23 @@ def test_shared_state_is_frozen_once_a_unit_makes_its_last_visit(units, lanes, i
 def test_numbers_below_one_are_refused(bad):
     with pytest.raises(UserError, match="at least 1"):
         make_schedule(*bad, sweeps=1)
+
+
+@given(counts, counts, st.integers(1, 40), st.integers(1, 12))
+def test_every_lane_has_a_worker_and_no_worker_has_more_than_its_share(units, lanes, sweeps, workers):
+    rounds = make_schedule(units, lanes, 50, sweeps)
+    for round_, owners in zip(rounds, place_lanes(rounds, workers), strict=True):
+        assert len(owners) == len(round_.visits)
+        load = [owners.count(rank) for rank in range(workers)]
+        assert sum(load) == len(owners) and max(load) <= -(-len(owners) // workers)
+
+
+@pytest.mark.parametrize(("units", "lanes", "workers"), [(8, 4, 2), (4, 4, 3), (9, 3, 3), (3, 2, 2)])
+def test_units_stay_with_their_worker_where_that_has_room(units, lanes, workers):
+    rounds = make_schedule(units, lanes, 50, 10)
+    homes, moves = {}, 0
+    for round_, owners in zip(rounds, place_lanes(rounds, workers), strict=True):
+        for visit in round_.visits:
+            moves += homes.get(visit.unit, owners[visit.lane]) != owners[visit.lane]
+            homes[visit.unit] = owners[visit.lane]
+    assert moves == 0 if units % lanes == 0 else moves < len(rounds)

@@ -33,6 +33,10 @@ class DecoderTraining:
         self.scores: dict[int, tuple[float, float]] = {}
         self.teaching = False
 
+    def parameters(self) -> Sequence[Tensor]:
+        """The student's weights, none when every block has a decoder of its own."""
+        return self.student.weights if self.config.share_decoder else ()
+
     def begin_step(self, step: int, frozen: bool) -> None:
         """The teacher follows the student before every step of a decoder that still learns."""
         self.teaching = self.config.consistency > 0 and not frozen

@@ -32,6 +32,10 @@ BYTES_PER_VISIBLE_SPLAT = 4 * (5 * FLOATS_PER_SPLAT + 60)
 class NothingShared:
     """The shared state of units that share nothing."""
 
+    def parameters(self) -> Sequence[Tensor]:
+        """None."""
+        return ()
+
     def begin_step(self, shared_step: int, frozen: bool) -> None:
         """Nothing to prepare."""
 
