@@ -1,11 +1,11 @@
-"""gsplat's projection and colour functions for CPU tensors: world Gaussians to screen ellipses, on our kernels.
+"""gsplat's projection for CPU tensors: world Gaussians to screen ellipses, on our kernels.
 
-Idea: one autograd node projects the Gaussians onto all C cameras with the native kernel, with gsplat's near plane and
-low-pass instead of our constants, and lays the results out as gsplat does ([C, N, ...]; radius 0 = not drawn). What a
-far plane or a smallest radius removes is removed before the backward pass sees it. Memory: 44 bytes a Gaussian and
-camera. Unlike gsplat, gradients also reach the intrinsics.
+Idea: one autograd node projects the Gaussians of a scene onto its C cameras with the native kernel, with gsplat's near
+plane and low-pass instead of our constants, and lays the results out as gsplat does ([C, N, ...]; radius 0 = not
+drawn). What a far plane or a smallest radius removes is removed before the backward pass sees it. Scenes of a batch
+follow one another. Memory: 44 bytes a Gaussian and camera. Unlike gsplat, gradients also reach the intrinsics.
 
-Names and meanings are those of gsplat 1.4 and 1.5 (Apache-2.0); its formulas are cited where they are used.
+Names and meanings are those of gsplat 1.4 to 1.6 (Apache-2.0); its formulas are cited where they are used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scene_distill.core import conventions
 from scene_distill.core.errors import UserError
-from scene_distill.core.spherical_harmonics import MAX_DEGREE, basis, basis_count
+from scene_distill.plugins.gsplat_covariances import matrices, project_covariances
 from scene_distill.renderers import cpu, native
 
 LARGEST_CUT = 3.33
@@ -31,7 +31,8 @@ LARGEST_CUT = 3.33
 class Lens:
     """How gsplat was asked to project: size (width, height) px, near and far plane and smallest radius to draw, the
     low-pass eps2d px², Mip-Splatting's compensation, radii per axis ([..., 2], gsplat 1.5) or one (1.4), and the
-    camera model, 'pinhole' or 'ortho'; per axis, radii know the opacity unless ``opacity_aware`` is off."""
+    camera model, 'pinhole' or 'ortho'; per axis, radii know the opacity unless ``opacity_aware`` is off;
+    ``sparse_grad`` gives the gradients of means, quats and scales in the COO layout, with the rows that are drawn."""
 
     size: tuple[int, int]
     near: float = 0.01
@@ -42,6 +43,7 @@ class Lens:
     radius_per_axis: bool = False
     camera_model: str = "pinhole"
     opacity_aware: bool = True
+    sparse_grad: bool = False
 
     def __post_init__(self) -> None:
         if self.camera_model not in ("pinhole", "ortho"):
@@ -103,18 +105,64 @@ def radii_of(conics: Tensor, opacities: Tensor | None, per_axis: bool) -> Tensor
     return torch.ceil(cut[..., None] * torch.minimum(variances, largest[..., None]).sqrt())
 
 
-def _projected(
-    world: tuple[Tensor, Tensor, Tensor, Tensor], camera: tuple[Tensor, Tensor], lens: Lens
-) -> tuple[Tensor, ...]:
-    """radii, means2d, conics, depths, opacities2d, extents of one camera, zero where not drawn."""
-    found = native.project(world, camera, lens.size, lens.antialiased, lens.limits, orthographic=lens.orthographic)
+@dataclass(frozen=True, eq=False)
+class World:
+    """Gaussians of a scene, or of as many as the leading axes hold: means [..., N, 3], opacities [..., N], and quats
+    [..., N, 4] with scales [..., N, 3], or covars [..., N, 3, 3] in their place."""
+
+    means: Tensor
+    opacities: Tensor
+    quats: Tensor | None
+    scales: Tensor | None
+    covars: Tensor | None = None
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The leading axes."""
+        return tuple(self.means.shape[:-2])
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """(means, quats, scales, opacities) or (means, covars, opacities). Raises `UserError` where one is missing."""
+        if self.covars is not None:
+            return self.means, self.covars, self.opacities
+        if self.quats is None or self.scales is None:
+            raise UserError("gsplat on the CPU projects quats and scales, or covars; pass one of the two")
+        return self.means, self.quats, self.scales, self.opacities
+
+
+def scenes(tensor: Tensor, axes: int) -> list[Tensor]:
+    """The parts of a tensor with so many leading batch axes, in order; itself when there are none."""
+    return [tensor] if axes == 0 else list(tensor.flatten(0, axes - 1).unbind(0))
+
+
+def _found_and_hidden(found: tuple[Tensor, ...], lens: Lens) -> tuple[Tensor, Tensor]:
+    """gsplat's radii (float) of projected Gaussians, and which of them are not drawn."""
     _, conics, depths, opacities2d, extents = found
     radii = radii_of(conics, opacities2d if lens.opacity_aware else None, lens.radius_per_axis)
     largest = radii.amax(-1) if lens.radius_per_axis else radii
-    hidden = (extents[:, 0] <= 0) | (depths > lens.far) | (largest <= lens.radius_clip)
+    return radii, (extents[:, 0] <= 0) | (depths > lens.far) | (largest <= lens.radius_clip)
+
+
+def _projected(world: tuple[Tensor, ...], camera: tuple[Tensor, Tensor], lens: Lens) -> tuple[Tensor, ...]:
+    """radii, means2d, conics, depths, opacities2d, extents of one camera, zero where not drawn, by the kernel."""
+    gaussians: Any = world
+    found = native.project(gaussians, camera, lens.size, lens.antialiased, lens.limits, orthographic=lens.orthographic)
+    radii, hidden = _found_and_hidden(found, lens)
     for tensor in (radii, *found):
         tensor[hidden] = 0
     return radii.int(), *found
+
+
+def _projected_covariances(world: tuple[Tensor, ...], camera: tuple[Tensor, Tensor], lens: Lens) -> tuple[Tensor, ...]:
+    """The same in torch, differentiable, of world = (means, covars, opacities)."""
+    gaussians: Any = world
+    found = project_covariances(gaussians, camera, lens.size, lens.antialiased, lens.limits, lens.orthographic)
+    with torch.no_grad():
+        radii, hidden = _found_and_hidden(found, lens)
+        radii[hidden] = 0
+    shown = [torch.where(hidden if t.dim() == 1 else hidden[:, None], torch.zeros_like(t), t) for t in found]
+    return radii.int(), *shown[:4], shown[4].detach()
 
 
 class _Project(torch.autograd.Function):
@@ -150,129 +198,115 @@ class _Project(torch.autograd.Function):
             cameras.append((pose, focal))
             totals = found if totals is None else [total.add_(part) for total, part in zip(totals, found, strict=True)]
         moved = [torch.stack(parts) if camera_grad else None for parts in zip(*cameras, strict=True)]
-        return *(totals or ()), *moved, None
+        reached = totals or []
+        if lens.sparse_grad:
+            rows = (extents[..., 0] > 0).any(0).nonzero()[:, 0]
+            reached = [*(_sparse(total, rows) for total in reached[:3]), *reached[3:]]
+        return *reached, *moved, None
 
 
-def project(world: tuple[Tensor, Tensor, Tensor, Tensor], viewmats: Tensor, Ks: Tensor, lens: Lens) -> Screen:
-    """World = (means, quats, scales, opacities) on the screens of C cameras, viewmats [C, 4, 4], Ks [C, 3, 3].
+def _sparse(grad: Tensor, rows: Tensor) -> Tensor:
+    """The COO layout of a gradient that is zero outside ``rows``."""
+    return torch.sparse_coo_tensor(rows[None], grad[rows], grad.shape, check_invariants=False, is_coalesced=True)
+
+
+def project(world: World, viewmats: Tensor, Ks: Tensor, lens: Lens) -> Screen:
+    """The Gaussians on the screens of C cameras a scene, viewmats [..., C, 4, 4] and Ks [..., C, 3, 3]: I = batch · C
+    screens, scene after scene.
 
     Differentiable in everything. Raises `UserError` for wrong shapes and types and for NaN.
     """
     if cpu.uses_reference():
         raise UserError("the gsplat stand-in runs the native kernels; unset SCENE_DISTILL_BACKEND to use it")
-    count, cameras = world[0].shape[0] if world[0].dim() else 0, viewmats.shape[0] if viewmats.dim() else 0
-    shapes = ((count, 3), (count, 4), (count, 3), (count,), (cameras, 4, 4), (cameras, 3, 3))
-    names = ("means", "quats", "scales", "opacities", "viewmats", "Ks")
-    for name, tensor, shape in zip(names, (*world, viewmats, Ks), shapes, strict=True):
+    _check_shapes(world, viewmats, Ks)
+    intrinsics = torch.stack([Ks[..., 0, 0], Ks[..., 1, 1], Ks[..., 0, 2], Ks[..., 1, 2]], dim=-1)
+    axes = len(world.batch)
+    each = []
+    for *gaussians, poses, focals in zip(
+        *(scenes(t, axes) for t in (*world.columns, viewmats, intrinsics)), strict=True
+    ):
+        if world.covars is None:
+            each.append(_Project.apply(*gaussians, poses, focals, lens))
+            continue
+        seen = [_projected_covariances(tuple(gaussians), camera, lens) for camera in zip(poses, focals, strict=True)]
+        each.append(tuple(torch.stack(tensors) for tensors in zip(*seen, strict=True)))
+    return Screen(*(each[0] if len(each) == 1 else (torch.cat(parts) for parts in zip(*each, strict=True))))
+
+
+def _check_shapes(world: World, viewmats: Tensor, Ks: Tensor) -> None:
+    batch, count = world.batch, world.means.shape[-2] if world.means.dim() > 1 else 0
+    cameras = viewmats.shape[-3] if viewmats.dim() > 2 else 0
+    rows = {"means": (world.means, (3,)), "opacities": (world.opacities, ())}
+    if world.covars is None:
+        _, quats, scales, _ = world.columns
+        rows |= {"quats": (quats, (4,)), "scales": (scales, (3,))}
+    else:
+        rows |= {"covars": (world.covars, (3, 3))}
+    expected = {name: (tensor, (*batch, count, *tail)) for name, (tensor, tail) in rows.items()}
+    expected |= {"viewmats": (viewmats, (*batch, cameras, 4, 4)), "Ks": (Ks, (*batch, cameras, 3, 3))}
+    for name, (tensor, shape) in expected.items():
         if tensor.shape != shape or tensor.dtype != torch.float32:
             raise UserError(
-                f"gsplat on the CPU: {name} is {tensor.dtype} {tuple(tensor.shape)}, expected float32 {shape}; "
-                "one scene a call, without leading batch axes"
+                f"gsplat on the CPU: {name} is {tensor.dtype} {tuple(tensor.shape)}, expected float32 {shape}"
             )
-    if cameras == 0:
-        raise UserError("gsplat on the CPU: there is no camera; viewmats must be [C, 4, 4] with C >= 1")
-    intrinsics = torch.stack([Ks[:, 0, 0], Ks[:, 1, 1], Ks[:, 0, 2], Ks[:, 1, 2]], dim=-1)
-    return Screen(*_Project.apply(*world, viewmats, intrinsics, lens))
+    if cameras * math.prod(batch) == 0:
+        raise UserError("gsplat on the CPU: there is no camera; viewmats must be [..., C, 4, 4] with C >= 1")
 
 
-def fully_fused_projection(given: Mapping[str, Any], radius_per_axis: bool) -> tuple[Tensor | None, ...]:
+@dataclass(frozen=True)
+class Layout:
+    """What differs in the results of gsplat's versions: radii per axis [..., 2] and ids of the batch (from 1.5 on), and
+    the row pointers of a packed projection (from 1.6 on)."""
+
+    radius_per_axis: bool = False
+    row_pointers: bool = False
+
+    @staticmethod
+    def of(version: str) -> Layout:
+        """The layout of gsplat ``version``, such as "1.5.3"."""
+        major, minor = (int(part) for part in version.split(".")[:2])
+        return Layout((major, minor) >= (1, 5), (major, minor) >= (1, 6))
+
+
+def fully_fused_projection(given: Mapping[str, Any], layout: Layout) -> tuple[Tensor | None, ...]:
     """What gsplat's function of that name returns for the arguments ``given`` by name.
 
-    radii, means2d, depths, conics, compensations ([C, N, ...]; compensations None unless asked for); when packed, first
-    the camera and Gaussian ids of the M drawn ones and everything as [M, ...] (gsplat 1.5 puts batch ids, all 0,
-    before). Without ``opacities``, Gaussians count as opaque.
+    radii, means2d, depths, conics, compensations ([..., C, N, ...]; compensations None unless asked for); when packed,
+    the batch ids (from 1.5 on), camera ids and Gaussian ids of the M drawn ones, the row pointers of each image (1.6),
+    and everything as [M, ...]. Without ``opacities``, Gaussians count as opaque.
     """
-    if given["quats"] is None or given["scales"] is None:
-        raise UserError("gsplat on the CPU projects quats and scales; covariance matrices (covars) are not supported")
-    means, opacities = given["means"], given.get("opacities")
-    compensate = given["calc_compensations"]
+    means, opacities, covars = given["means"], given.get("opacities"), given["covars"]
+    compensate, sparse = given["calc_compensations"], given["packed"] and given["sparse_grad"]
     lens = Lens(
         (given["width"], given["height"]), given["near_plane"], given["far_plane"], given["radius_clip"],
-        given["eps2d"], compensate, radius_per_axis, given["camera_model"],
-        opacities is not None,
+        given["eps2d"], compensate, layout.radius_per_axis, given["camera_model"],
+        opacities is not None, sparse,
     )  # fmt: skip
-    full = means.new_ones(means.shape[0]) if opacities is None else opacities
-    screen = project((means, given["quats"], given["scales"], full), given["viewmats"], given["Ks"], lens)
+    full = means.new_ones(means.shape[:-1]) if opacities is None else opacities
+    world = World(means, full, given["quats"], given["scales"], None if covars is None else matrices(covars))
+    refuse_sparse_gradients(sparse, world)
+    screen = project(world, given["viewmats"], given["Ks"], lens)
+    cameras = given["viewmats"].shape[-3]
     compensations = None
     if compensate:
-        compensations = screen.opacities if opacities is None else screen.opacities / full.clamp(min=1e-12)
+        each = full.reshape(-1, 1, full.shape[-1]).expand(-1, cameras, -1).reshape(screen.opacities.shape)
+        compensations = screen.opacities if opacities is None else screen.opacities / each.clamp(min=1e-12)
+    found = (screen.radii, screen.means2d, screen.depths, screen.conics, compensations)
     if not given["packed"]:
-        return screen.radii, screen.means2d, screen.depths, screen.conics, compensations
-    refuse_sparse_gradients(given["sparse_grad"])
-    camera_ids, gaussian_ids = torch.where(screen.drawn)
-    at = (camera_ids, gaussian_ids)
-    batch = (torch.zeros_like(camera_ids),) if radius_per_axis else ()
-    return (
-        *batch, *at, screen.radii[at], screen.means2d[at], screen.depths[at], screen.conics[at],
-        None if compensations is None else compensations[at],
-    )  # fmt: skip
+        return tuple(None if t is None else t.reshape(*world.batch, cameras, *t.shape[1:]) for t in found)
+    image_ids, gaussian_ids = torch.where(screen.drawn)
+    ids = (image_ids // cameras, image_ids % cameras) if layout.radius_per_axis else (image_ids,)
+    pointers = ()
+    if layout.row_pointers:
+        pointers = (torch.nn.functional.pad(torch.cumsum(screen.drawn.sum(1), 0), (1, 0)).int(),)
+    values = (None if t is None else t[image_ids, gaussian_ids] for t in found)
+    return *ids, gaussian_ids, *pointers, *values
 
 
-def refuse_sparse_gradients(asked: bool) -> None:
-    """Raises `UserError` when sparse gradients are asked for."""
-    if asked:
-        raise UserError("gsplat on the CPU gives dense gradients only; pass sparse_grad=False")
-
-
-def spherical_harmonics(degree: int, dirs: Tensor, coeffs: Tensor, masks: Tensor | None = None) -> Tensor:
-    """Sum of the first (degree + 1)² harmonics at dirs [..., 3] (any length) with coeffs [..., K, 3]: [..., 3].
-
-    Zero where masks [...] is False. The caller adds 0.5. Raises `UserError` for a degree above 3 or too few
-    coefficients.
-    """
-    count = basis_count(degree)
-    if not 0 <= degree <= MAX_DEGREE or coeffs.shape[-2] < count:
+def refuse_sparse_gradients(asked: bool, world: World) -> None:
+    """Raises `UserError` where sparse gradients are asked for and cannot be had."""
+    if asked and (world.batch or world.covars is not None):
         raise UserError(
-            f"gsplat on the CPU: spherical harmonics of degree {degree} with {coeffs.shape[-2]} coefficients; "
-            f"the degree must be 0 to {MAX_DEGREE} with at least (degree + 1)² coefficients"
+            "gsplat on the CPU gives sparse gradients of means, quats and scales of one scene; pass sparse_grad=False "
+            "with covars or leading batch axes"
         )
-    if masks is not None:
-        at = torch.where(masks)
-        colors = spherical_harmonics(degree, dirs[at], coeffs[..., :count, :][at])
-        return colors.new_zeros(dirs.shape).index_put(at, colors)
-    if degree == 0:
-        return conventions.SH_C0 * coeffs[..., 0, :]
-    values = basis(torch.nn.functional.normalize(dirs, dim=-1), degree)
-    return (values[..., None] * coeffs[..., :count, :]).sum(-2)
-
-
-def quat_scale_to_covar_preci(given: Mapping[str, Any]) -> tuple[Tensor | None, Tensor | None]:
-    """Covariance and precision matrices [N, 3, 3] ([N, 6] upper triangles with ``triu``); None if not asked."""
-    from scene_distill.core.geometry import rotmats_from_quats
-
-    rotations = rotmats_from_quats(given["quats"])
-    upper_rows, upper_columns = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]
-
-    def squared(scales: Tensor) -> Tensor:
-        factor = rotations * scales[..., None, :]
-        matrices = factor @ factor.transpose(-1, -2)
-        return matrices[..., upper_rows, upper_columns] if given["triu"] else matrices
-
-    scales = given["scales"]
-    return (
-        squared(scales) if given["compute_covar"] else None,
-        squared(1.0 / scales) if given["compute_preci"] else None,
-    )
-
-
-def compute_relocation(given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Opacities [N] and scales [N, 3] of Gaussians that ``ratios`` [N] copies of one share (3DGS-MCMC, equation 9).
-
-    o' = 1 - (1 - o)^(1/n); s' = s o / sum over i = 1..n, k = 0..i-1 of C(i-1, k) (-1)^k / sqrt(k + 1) o'^(k+1). Like
-    gsplat, clamps the ratios in place to 1..n_max, the size of the table ``binoms``.
-    """
-    opacities, scales, binoms = given["opacities"], given["scales"], given["binoms"]
-    limit = binoms.shape[0]
-    copies = given["ratios"].clamp_(min=1, max=limit).long()
-    shared = 1.0 - (1.0 - opacities) ** (1.0 / copies)
-    k = torch.arange(limit, device=opacities.device)
-    signs = torch.where(k % 2 == 0, 1.0, -1.0) / torch.sqrt(k + 1.0)
-    summed = torch.cumsum(binoms.double() * signs, dim=0)[copies - 1]
-    powers = shared.double()[:, None] ** (k + 1)
-    share = opacities / (summed * powers).sum(-1).to(opacities.dtype)
-    return shared, share[:, None] * scales
-
-
-def tile_bits(tiles: int) -> int:
-    """Bits that gsplat's intersection ids give to the tile, between 32 bits of depth and the camera."""
-    return math.floor(math.log2(tiles)) + 1

@@ -1,8 +1,9 @@
 """gsplat's `rasterization` and what it is made of, for CPU tensors: C cameras of splats drawn by our kernels.
 
 Idea: project (`gsplat_projection`), list what each tile draws with the exact, opacity-aware test of `ops.bin`, and
-blend with `ops.raster`, camera after camera inside one autograd node, so that ``meta["means2d"]`` is one tensor
-[C, N, 2] whose ``grad`` and ``absgrad`` are what densification strategies read. Cost: that of `renderers.splat.render`.
+blend with `ops.raster`, image after image inside one autograd node, so that ``meta["means2d"]`` is one tensor
+[..., C, N, 2] whose ``grad`` and ``absgrad`` are what densification strategies read. I = batch · C images. Cost:
+that of `renderers.splat.render`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,19 @@ from torch import Tensor
 
 from scene_distill.core.conventions import TILE
 from scene_distill.core.errors import UserError
+from scene_distill.plugins.gsplat_covariances import matrices
+from scene_distill.plugins.gsplat_harmonics import seen_colors
 from scene_distill.plugins.gsplat_projection import (
+    Layout,
     Lens,
     Screen,
+    World,
     project,
     refuse_sparse_gradients,
-    tile_bits,
+    scenes,
 )
+from scene_distill.plugins.gsplat_steps import UPPER
+from scene_distill.plugins.gsplat_tiles import refuse_tile_size, split_lists, tile_bits
 from scene_distill.renderers import ops
 
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
@@ -34,10 +41,10 @@ class Request:
     """The arguments of gsplat's `rasterization` that are honoured, under its names and with its meanings."""
 
     means: Tensor
-    quats: Tensor
-    scales: Tensor
+    quats: Tensor | None
+    scales: Tensor | None
     opacities: Tensor
-    colors: Tensor
+    colors: Tensor | None
     viewmats: Tensor
     Ks: Tensor
     width: int
@@ -48,30 +55,58 @@ class Request:
     eps2d: float
     sh_degree: int | None
     packed: bool
-    tile_size: int
+    tile_size: int | None
     backgrounds: Tensor | None
     render_mode: str
     sparse_grad: bool
     absgrad: bool
     rasterize_mode: str
     camera_model: str
+    covars: Tensor | None
 
     def __post_init__(self) -> None:
         if self.render_mode not in RENDER_MODES:
             raise UserError(f"gsplat: render_mode is {self.render_mode!r}, expected one of {', '.join(RENDER_MODES)}")
         if self.rasterize_mode not in ("classic", "antialiased"):
             raise UserError(f"gsplat: rasterize_mode is {self.rasterize_mode!r}, expected 'classic' or 'antialiased'")
-        count, cameras = self.means.shape[0], self.viewmats.shape[0]
-        tail = 1 if self.sh_degree is None else 2
-        shape = tuple(self.colors.shape)
-        rows = shape[:-tail]
-        if rows not in ((count,), (cameras, count)) or (tail == 2 and shape[-1] != 3):
-            expected = "[(C,) N, D]" if tail == 1 else "[(C,) N, K, 3] with sh_degree"
-            raise UserError(f"gsplat: colors are {shape} for {cameras} cameras and {count} Gaussians, not {expected}")
-        if self.absgrad and self.colors.shape[-1] + self.render_mode.endswith("D") > ops.MAX_ABSOLUTE_CHANNELS:
+        channels = self.render_mode.endswith("D") + (self.refuse_colors() if self.render_mode.startswith("RGB") else 0)
+        if self.absgrad and channels > ops.MAX_ABSOLUTE_CHANNELS:
             raise UserError(f"gsplat on the CPU has absgrad for at most {ops.MAX_ABSOLUTE_CHANNELS} channels")
         refuse_tile_size(self.tile_size)
-        refuse_sparse_gradients(self.packed and self.sparse_grad)
+        refuse_sparse_gradients(self.sparse, self.world)
+
+    def refuse_colors(self) -> int:
+        """The channels of the colours. Raises `UserError` for colours of another shape than gsplat takes."""
+        batch, count, cameras = self.world.batch, self.means.shape[-2], self.viewmats.shape[-3]
+        tail = 1 if self.sh_degree is None else 2
+        shape = () if self.colors is None else tuple(self.colors.shape)
+        rows = [(*batch, count), (*batch, cameras, count), *([(count,)] if tail == 2 else [])]
+        if len(shape) <= tail or shape[:-tail] not in rows:
+            expected = "[..., (C,) N, D]" if tail == 1 else "[..., (C,) N, K, 3] with sh_degree"
+            raise UserError(
+                f"gsplat: colors are {shape} for {cameras} cameras and means {tuple(self.means.shape)}, not {expected}"
+            )
+        return shape[-1]
+
+    @property
+    def world(self) -> World:
+        """The Gaussians; like gsplat, of covars only the upper triangle is read."""
+        covars = self.covars
+        if covars is not None:
+            if covars.shape[-2:] != (3, 3):
+                raise UserError(f"gsplat: covars are {tuple(covars.shape)}, expected [..., N, 3, 3]")
+            covars = matrices(covars[..., UPPER[0], UPPER[1]])
+        return World(self.means, self.opacities, self.quats, self.scales, covars)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether gradients are wanted in the COO layout, which gsplat has in packed mode only."""
+        return self.packed and self.sparse_grad
+
+    @property
+    def images(self) -> tuple[int, ...]:
+        """The axes of the images, [..., C]."""
+        return (*self.world.batch, self.viewmats.shape[-3])
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +117,6 @@ class Drawing:
     size: tuple[int, int]
     rows: tuple[slice, ...]
     lists: tuple[tuple[Tensor, Tensor], ...]
-
-
-def refuse_tile_size(tile_size: int) -> None:
-    """Raises `UserError` for tiles of another side than the kernels'."""
-    if tile_size != TILE:
-        raise UserError(f"gsplat on the CPU draws tiles of {TILE} px; pass tile_size={TILE} instead of {tile_size}")
 
 
 class _Raster(torch.autograd.Function):
@@ -154,65 +183,80 @@ def draw(screen: tuple[Tensor, Tensor, Tensor, Tensor], backgrounds: Tensor | No
     return _Raster.apply(*screen, backgrounds, drawing, absgrad)
 
 
-def rasterization(request: Request, radius_per_axis: bool) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """What gsplat's `rasterization` returns: colours [C, H, W, X], alphas [C, H, W, 1] and its meta dictionary.
+def rasterization(request: Request, layout: Layout) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """What gsplat's `rasterization` returns: colours [..., C, H, W, X], alphas [..., C, H, W, 1] and its meta
+    dictionary, laid out as in its version.
 
-    X is D, 1 or D + 1 by render_mode; D adds the accumulated, ED the expected depth. ``radius_per_axis`` lays radii out
-    as gsplat 1.5 does. Raises `UserError` for what cannot be honoured.
+    X is D, 1 or D + 1 by render_mode; D adds the accumulated, ED the expected depth. Raises `UserError` for what cannot
+    be honoured.
     """
     size = (request.width, request.height)
     lens = Lens(
         size, request.near_plane, request.far_plane, request.radius_clip, request.eps2d,
-        request.rasterize_mode == "antialiased", radius_per_axis, request.camera_model,
+        request.rasterize_mode == "antialiased", layout.radius_per_axis, request.camera_model,
+        sparse_grad=request.sparse,
     )  # fmt: skip
-    world = (request.means, request.quats, request.scales, request.opacities)
-    screen = project(world, request.viewmats, request.Ks, lens)
-    cameras, count = screen.depths.shape
-    drawing = Drawing(size, tuple(slice(c * count, (c + 1) * count) for c in range(cameras)), _tile_lists(screen, size))
-    camera_ids = gaussian_ids = None
-    colors = _colors(request, screen)
+    screen = project(request.world, request.viewmats, request.Ks, lens)
+    images, count = screen.depths.shape
+    drawing = Drawing(size, tuple(slice(i * count, (i + 1) * count) for i in range(images)), _tile_lists(screen, size))
+    colors = _colors(request, screen) if request.render_mode.startswith("RGB") else None
+    names, at = ("radii", "means2d", "conics", "depths", "opacities"), None
     if request.packed:
-        camera_ids, gaussian_ids = torch.where(screen.drawn)
+        at = torch.where(screen.drawn)
         drawing = _packed(drawing, screen.drawn)
-        names = ("radii", "means2d", "conics", "depths", "opacities")
-        screen = replace(screen, **{name: getattr(screen, name)[camera_ids, gaussian_ids] for name in names})
-        colors = colors[camera_ids, gaussian_ids]
+        screen = replace(screen, **{name: getattr(screen, name)[at] for name in names})
+        colors = None if colors is None else colors[at]
+    else:
+        shaped = {name: getattr(screen, name) for name in names}
+        screen = replace(screen, **{name: t.reshape(*request.images, *t.shape[1:]) for name, t in shaped.items()})
+        colors = None if colors is None else colors.reshape(*request.images, *colors.shape[1:])
     colors, backgrounds = _with_depth(request, screen, colors)
-    images, alphas = draw(
+    pictures, alphas = draw(
         (screen.means2d, screen.conics, screen.opacities, colors), backgrounds, drawing, request.absgrad
     )
     if request.render_mode in ("ED", "RGB+ED"):
-        images = torch.cat([images[..., :-1], images[..., -1:] / alphas.clamp(min=1e-10)], dim=-1)
-    meta = {"camera_ids": camera_ids, "gaussian_ids": gaussian_ids}
-    if radius_per_axis:
-        meta["batch_ids"] = None if camera_ids is None else torch.zeros_like(camera_ids)
-    return images, alphas, meta | _meta(screen, drawing, radius_per_axis)
+        pictures = torch.cat([pictures[..., :-1], pictures[..., -1:] / alphas.clamp(min=1e-10)], dim=-1)
+    pictures, alphas = (t.reshape(*request.images, *t.shape[1:]) for t in (pictures, alphas))
+    return pictures, alphas, _ids(at, request.images[-1], layout) | _meta(screen, drawing, request.images, layout)
+
+
+def _ids(at: tuple[Tensor, ...] | None, cameras: int, layout: Layout) -> dict[str, Tensor | None]:
+    """gsplat's ids of the packed Gaussians at = (images, Gaussians), None where nothing is packed."""
+    batch, camera, gaussian = (None, None, None) if at is None else (at[0] // cameras, at[0] % cameras, at[1])
+    ids = {"camera_ids": camera, "gaussian_ids": gaussian}
+    return ids | ({"batch_ids": batch} if layout.radius_per_axis else {})
 
 
 def _colors(request: Request, screen: Screen) -> Tensor:
-    """Colours [C, N, D] of the Gaussians as each camera sees them."""
-    colors, cameras = request.colors, screen.depths.shape[0]
+    """Colours [I, N, D] of the Gaussians as each image sees them."""
+    colors, (images, count), axes = request.colors, screen.depths.shape, len(request.world.batch)
+    assert colors is not None  # `Request` has refused that
+    cameras, tail = request.images[-1], 1 if request.sh_degree is None else 2
+    if colors.dim() == axes + 1 + tail:  # one colour a Gaussian, or a set of coefficients
+        colors = colors.unsqueeze(axes)
+    wanted = (*request.images, count, *colors.shape[-tail:])
+    flat = colors.expand(wanted).flatten(0, axes)
     if request.sh_degree is None:
-        return colors if colors.dim() == 3 else colors.expand(cameras, -1, -1)
-    centers = torch.linalg.inv(request.viewmats)[:, :3, 3]  # also with parallel rays, as gsplat does
-    seen = []
-    for c in range(cameras):
-        coefficients = colors[c] if colors.dim() == 4 else colors
-        seen.append(
-            ops.spherical_harmonics(request.means, coefficients, centers[c], request.sh_degree, screen.extents[c])
-        )
+        return flat
+    centers = torch.linalg.inv(request.viewmats)[..., :3, 3].reshape(-1, 3)  # also with parallel rays, as gsplat does
+    means = [scene for scene in scenes(request.means, axes) for _ in range(cameras)]
+    seen = [seen_colors(means[i], flat[i], centers[i], request.sh_degree, screen.extents[i]) for i in range(images)]
     return torch.stack(seen)
 
 
-def _with_depth(request: Request, screen: Screen, colors: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Colours and backgrounds with the channel of depth that render_mode asks for; depth has background 0."""
+def _with_depth(request: Request, screen: Screen, colors: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Colours and backgrounds [I, X] with the channel of depth that render_mode asks for; depth has background 0."""
     backgrounds = request.backgrounds
-    if request.render_mode == "RGB":
-        return colors, backgrounds
+    if backgrounds is not None:
+        if backgrounds.shape[:-1] != request.images:
+            raise UserError(f"gsplat: backgrounds are {tuple(backgrounds.shape)}, expected {(*request.images, 'D')}")
+        backgrounds = backgrounds.reshape(-1, backgrounds.shape[-1])
     depths = screen.depths[..., None]
     zeros = None if backgrounds is None else backgrounds.new_zeros((backgrounds.shape[0], 1))
-    if request.render_mode in ("D", "ED"):
+    if colors is None:
         return depths, zeros
+    if request.render_mode == "RGB":
+        return colors, backgrounds
     if backgrounds is not None and zeros is not None:
         backgrounds = torch.cat([backgrounds, zeros], dim=-1)
     return torch.cat([colors, depths], dim=-1), backgrounds
@@ -234,16 +278,16 @@ def _packed(drawing: Drawing, drawn: Tensor) -> Drawing:
 
 
 @torch.no_grad()
-def _meta(screen: Screen, drawing: Drawing, radius_per_axis: bool) -> dict[str, Any]:
-    """gsplat's meta dictionary, but for the ids of the packed layout."""
+def _meta(screen: Screen, drawing: Drawing, images: tuple[int, ...], layout: Layout) -> dict[str, Any]:
+    """gsplat's meta dictionary of images [..., C], but for the ids of the packed layout."""
     width, height = drawing.size
     columns, rows = -(-width // TILE), -(-height // TILE)
     flatten_ids = torch.cat([pairs + at.start for at, (_, pairs) in zip(drawing.rows, drawing.lists, strict=True)])
     before, offsets, tiles = 0, [], []
-    for c, (starts, pairs) in enumerate(drawing.lists):
+    for i, (starts, pairs) in enumerate(drawing.lists):
         offsets.append((starts[:-1] + before).view(rows, columns))
         tile = torch.repeat_interleave(torch.arange(rows * columns), starts.diff().long())
-        tiles.append(tile | (c << tile_bits(rows * columns)))
+        tiles.append(tile | (i << tile_bits(rows * columns)))
         before += pairs.numel()
     depths = screen.depths.reshape(-1)
     depth_bits = depths.detach().contiguous().view(torch.int32)[flatten_ids.long()].long()
@@ -252,73 +296,34 @@ def _meta(screen: Screen, drawing: Drawing, radius_per_axis: bool) -> dict[str, 
         "radii": screen.radii, "means2d": screen.means2d, "depths": screen.depths, "conics": screen.conics,
         "opacities": screen.opacities, "tile_width": columns, "tile_height": rows,
         "tiles_per_gauss": per_gaussian.view(screen.depths.shape), "isect_ids": (torch.cat(tiles) << 32) | depth_bits,
-        "flatten_ids": flatten_ids, "isect_offsets": torch.stack(offsets), "width": width, "height": height,
-        "tile_size": TILE, "n_cameras": len(drawing.rows),
-    } | ({"n_batches": 1} if radius_per_axis else {})  # fmt: skip
+        "flatten_ids": flatten_ids, "isect_offsets": torch.stack(offsets).view(*images, rows, columns),
+        "width": width, "height": height, "tile_size": TILE, "n_cameras": images[-1],
+    } | ({"n_batches": math.prod(images[:-1])} if layout.radius_per_axis else {})  # fmt: skip
 
 
 def rasterize_to_pixels(given: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """gsplat's function of that name for the arguments ``given`` by name: images [C, H, W, D], alphas [C, H, W, 1].
+    """gsplat's function of that name for the arguments ``given`` by name: images [..., H, W, D], alphas [..., H, W, 1].
 
-    Raises `UserError` for masks and for other tiles than the kernels'.
+    Tiles where masks [..., tile_height, tile_width] is False show the background with alpha 0. Raises `UserError` for
+    other tiles than the kernels'.
     """
     refuse_tile_size(given["tile_size"])
-    if given["masks"] is not None:
-        raise UserError("gsplat on the CPU draws every tile; pass masks=None and mask the image instead")
-    colors, starts, pairs = given["colors"], given["isect_offsets"].flatten(1), given["flatten_ids"]
-    cameras, count = starts.shape[0], given["opacities"].shape[-1]
-    edges = [*starts[:, 0].tolist(), pairs.numel()]
-    rows, lists = [], []
-    for c in range(cameras):
-        at = slice(0, count) if given["packed"] else slice(c * count, (c + 1) * count)
-        offsets = torch.cat([starts[c].int(), torch.tensor([edges[c + 1]], dtype=torch.int32)]) - edges[c]
-        rows.append(at)
-        lists.append((offsets, pairs[edges[c] : edges[c + 1]].int() - at.start))
-    drawing = Drawing((given["image_width"], given["image_height"]), tuple(rows), tuple(lists))
-    screen = (given["means2d"], given["conics"], given["opacities"], colors)
-    return draw(screen, given["backgrounds"], drawing, given["absgrad"])
-
-
-@torch.no_grad()
-def isect_tiles(given: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """gsplat's function of that name: tiles_per_gauss [C, N] or [M] int32, isect_ids [P] int64, flatten_ids [P] int32.
-
-    Every tile that the box of ``radii`` touches, as gsplat lists them (`rasterization` lists only what is drawn).
-    """
-    radii, means2d, depths = given["radii"], given["means2d"], given["depths"]
-    radii = radii if radii.dim() == means2d.dim() else radii[..., None].expand(means2d.shape)
-    columns, rows, side = given["tile_width"], given["tile_height"], given["tile_size"]
-    camera_ids = given.get("camera_ids", given.get("image_ids"))
-    if not given["packed"]:
-        camera_ids = torch.arange(means2d.shape[0])[:, None].expand(means2d.shape[:-1]).reshape(-1)
-    flat, reach = means2d.reshape(-1, 2), radii.reshape(-1, 2)
-    most = torch.tensor([columns, rows])
-    low = torch.floor((flat - reach) / side).clamp(min=0).long().minimum(most)
-    high = torch.ceil((flat + reach) / side).clamp(min=0).long().minimum(most)
-    spans = (high - low) * (reach > 0).all(-1, keepdim=True)
-    counts = spans.prod(-1)
-    flatten_ids = torch.repeat_interleave(torch.arange(counts.numel()), counts)
-    nth = torch.arange(flatten_ids.numel()) - (torch.cumsum(counts, 0) - counts)[flatten_ids]
-    across = spans[flatten_ids, 0]
-    tiles = (low[flatten_ids, 1] + nth // across) * columns + low[flatten_ids, 0] + nth % across
-    bits = depths.reshape(-1).contiguous().view(torch.int32).long()
-    cameras = camera_ids.long()[flatten_ids] << tile_bits(columns * rows)
-    ids = ((cameras | tiles) << 32) | bits[flatten_ids]
-    if given["sort"]:
-        ids, order = torch.sort(ids, stable=True)
-        flatten_ids = flatten_ids[order]
-    return counts.view(depths.shape).int(), ids, flatten_ids.int()
-
-
-@torch.no_grad()
-def isect_offset_encode(given: Mapping[str, Any]) -> Tensor:
-    """gsplat's function of that name: where each tile's intersections begin, [C, tile_height, tile_width] int32."""
-    cameras = given["n_cameras"] if "n_cameras" in given else given["n_images"]
-    columns, rows = given["tile_width"], given["tile_height"]
-    bits = tile_bits(columns * rows)
-    camera, tile = torch.arange(cameras)[:, None], torch.arange(columns * rows)[None]
-    wanted = (camera << bits | tile).reshape(-1)
-    return torch.searchsorted(given["isect_ids"] >> 32, wanted).int().view(cameras, rows, columns)
+    offsets, masks, backgrounds = given["isect_offsets"], given["masks"], given["backgrounds"]
+    axes, grid = tuple(offsets.shape[:-2]), tuple(offsets.shape[-2:])
+    if masks is not None and masks.shape != offsets.shape:
+        raise UserError(f"gsplat: masks are {tuple(masks.shape)}, expected one value a tile, {tuple(offsets.shape)}")
+    images, count = math.prod(axes), given["opacities"].shape[-1]
+    first = [0 if given["packed"] else i * count for i in range(images)]
+    lists = split_lists(
+        offsets.reshape(-1, *grid), given["flatten_ids"], None if masks is None else masks.reshape(-1, *grid), first
+    )
+    drawing = Drawing(
+        (given["image_width"], given["image_height"]), tuple(slice(at, at + count) for at in first), lists
+    )
+    screen = (given["means2d"], given["conics"], given["opacities"], given["colors"])
+    flat = None if backgrounds is None else backgrounds.reshape(images, -1)
+    pictures, alphas = draw(screen, flat, drawing, given["absgrad"])
+    return pictures.reshape(*axes, *pictures.shape[1:]), alphas.reshape(*axes, *alphas.shape[1:])
 
 
 def raster_gradients(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.gaussians import Gaussians
-from scene_distill.renderers import ops
+from scene_distill.renderers import gsplat, ops
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +40,12 @@ class DrawOptions:
 
     orthographic: u = fx x + cx, v = fy y + cy, with the camera's fx, fy in px per metre. median_depth: depth of the
     Gaussian that takes the transmittance to 1/2 or below, differentiable in the depths of the Gaussians.
-    absolute_gradients: a `Rendering.probe` (at most 16 channels, the depth counted). gradient_bound: the gradient of a
-    pixel is scaled down until no channel of the image (or of the depth drawn with it) exceeds the bound (PGC, Dreamer
-    XL section 6), before it reaches any Gaussian. mask [H, W] bool: pixels that are False show the background with
-    alpha 0 and give no gradient to the Gaussians; tiles without any other pixel cost nothing.
+    absolute_gradients: a `Rendering.probe` (on the CPU of at most 16 channels, the depth counted). gradient_bound: the
+    gradient of a pixel is scaled down until no channel of the image (or of the depth drawn with it) exceeds the bound
+    (PGC, Dreamer XL section 6), before it reaches any Gaussian. mask [H, W] bool: pixels that are False show the
+    background with alpha 0 and give no gradient to the Gaussians; tiles without any other pixel cost nothing.
+    backend: "gsplat" draws tensors on a GPU with the gsplat that is installed (`renderers/gsplat.py`), "native" with
+    our ops; None follows SCENE_DISTILL_BACKEND.
     """
 
     orthographic: bool = False
@@ -51,6 +53,7 @@ class DrawOptions:
     absolute_gradients: bool = False
     gradient_bound: float = math.inf
     mask: Tensor | None = None
+    backend: str | None = None
 
 
 PLAIN = DrawOptions()
@@ -83,6 +86,8 @@ def contributions(
 ) -> Contributions:
     """Blending weights and pixel counts of every Gaussian in one picture, under the options' mask and projection."""
     device, size = gaussians.means.device, (camera.width, camera.height)
+    if gsplat.asked(options.backend):
+        gsplat.refuse(device, {"the contributions of single Gaussians": True})
     with torch.no_grad():
         projected = ops.project(
             gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, camera.pose(device),
@@ -128,26 +133,49 @@ def render_from(
     options: DrawOptions = PLAIN,
 ) -> Rendering:
     """`render` for a pose [4, 4], intrinsics [4] = (fx, fy, cx, cy), size (width, height); differentiable in both."""
+    if gsplat.asked(options.backend):
+        camera = (cam_from_world, intrinsics)
+        return _render_with_gsplat(gaussians, camera, size, background, with_depth, antialiased, options)
     width, height = size
     means2d, conics, depths, opacities2d, extents = ops.project(
         gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, cam_from_world, intrinsics,
         width, height, antialiased, options.orthographic,
     )  # fmt: skip
     lists = ops.bin(means2d.detach(), conics.detach(), opacities2d.detach(), depths.detach(), extents, width, height)
-    features = gaussians.features
-    if background is None:
-        background = features.new_zeros(features.shape[1])
-    if with_depth:
-        features = torch.cat([features, depths[:, None]], dim=1)
-        background = torch.cat([background, background.new_zeros(1)])
+    features, background = _channels(gaussians.features, background, depths if with_depth else None)
     screen = (means2d, conics, opacities2d)
     image, alpha, probe = _raster(screen, features, background, lists, size, options)
-    depth = None
-    if with_depth:
-        depth = image[..., -1] / alpha.clamp(min=1e-10)
-        image = image[..., :-1]
+    image, depth = _split_depth(image, alpha) if with_depth else (image, None)
     median_depth = _median_depth(screen, depths, lists, size, options.mask) if options.median_depth else None
     return Rendering(image, alpha, depth, means2d, extents, median_depth, probe)
+
+
+def _render_with_gsplat(gaussians: Gaussians, camera: tuple[Tensor, Tensor], size: tuple[int, int],
+                        background: Tensor | None, with_depth: bool, antialiased: bool,
+                        options: DrawOptions) -> Rendering:  # fmt: skip
+    wanted = gsplat.wanted(options.mask, options.gradient_bound, options.median_depth, camera[1])
+    gsplat.refuse(gaussians.means.device, wanted)
+    adapter = gsplat.load()
+    world = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
+    screen = adapter.project(world, camera, size, antialiased, options.orthographic)
+    features, background = _channels(gaussians.features, background, screen.depths if with_depth else None)
+    image, alpha, probe = gsplat.draw(screen, features, background, size, options.absolute_gradients, adapter)
+    image, depth = _split_depth(image, alpha) if with_depth else (image, None)
+    return Rendering(image, alpha, depth, screen.means2d, screen.extents, None, probe)
+
+
+def _channels(features: Tensor, background: Tensor | None, depths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Features [N, D] over a background [D], black if None, with depth as one more channel over 0 if given."""
+    if background is None:
+        background = features.new_zeros(features.shape[1])
+    if depths is None:
+        return features, background
+    return torch.cat([features, depths[:, None]], dim=1), torch.cat([background, background.new_zeros(1)])
+
+
+def _split_depth(image: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """The image without its last channel, and that channel as expected depth."""
+    return image[..., :-1], image[..., -1] / alpha.clamp(min=1e-10)
 
 
 _Screen = tuple[Tensor, Tensor, Tensor]

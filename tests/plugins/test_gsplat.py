@@ -15,8 +15,9 @@ gsplat = pytest.importorskip("gsplat")
 from gsplat.cuda import _torch_impl as theirs  # noqa: E402
 
 from scene_distill.plugins import gsplat as plugin  # noqa: E402
-from scene_distill.plugins.gsplat_projection import compute_relocation, radii_of  # noqa: E402
+from scene_distill.plugins.gsplat_projection import Layout, radii_of  # noqa: E402
 from scene_distill.plugins.gsplat_rasterization import Request, rasterization  # noqa: E402
+from scene_distill.plugins.gsplat_steps import compute_relocation  # noqa: E402
 
 SIZE = (97, 66)
 
@@ -309,13 +310,17 @@ def test_gsplat_s_strategies_densify_on_the_cpu(strategy) -> None:
     [
         ({"camera_model": "fisheye"}, "undistort the photos first"),
         ({"distributed": True}, "cannot honour distributed"),
-        ({"covars": torch.zeros(20, 3, 3)}, r"cannot honour covars \(shape"),
+        ({"quats": None}, "pass one of the two"),
         ({"tile_size": 8}, "tile_size=16"),
-        ({"sparse_grad": True}, "sparse_grad=False"),
+        ({"sparse_grad": True, "covars": torch.eye(3).repeat(20, 1, 1)}, "pass sparse_grad=False"),
         ({"render_mode": "normals"}, "render_mode is 'normals'"),
         ({"near_plane": 0.0}, "near_plane > 0"),
         ({"colors": torch.zeros(20, 3, 3)}, "colors are"),
-        ({"means": torch.zeros(1, 20, 3)}, "colors are|leading batch axes"),
+        ({"means": torch.zeros(1, 20, 3)}, "colors are"),
+        ({"covars": torch.zeros(20, 3)}, "covars are"),
+        ({"colors": torch.zeros(20, 9, 3), "sh_degree": 3}, "degree 3 with 9 coefficients"),
+        ({"colors": torch.zeros(20, 36, 3), "sh_degree": 5}, "the degree must be 0 to 4"),
+        ({"colors": torch.zeros(20, 17), "absgrad": True}, "at most 16 channels"),
         ({"means": torch.full((20, 3), math.nan)}, "NaN"),
         ({"means": torch.zeros(20, 3).double()}, "expected float32"),
         ({"backgrounds": torch.zeros(3)}, "backgrounds are"),
@@ -383,10 +388,11 @@ def test_arguments_of_later_versions_are_refused_unless_left_at_their_defaults()
 def test_the_layout_of_gsplat_1_5(packed: bool) -> None:
     words = {"near_plane": 0.01, "far_plane": 1e10, "radius_clip": 0.0, "eps2d": 0.3, "sh_degree": None,
              "tile_size": 16, "backgrounds": None, "render_mode": "RGB", "sparse_grad": False, "absgrad": False,
-             "rasterize_mode": "classic", "camera_model": "pinhole", "width": SIZE[0], "height": SIZE[1]}  # fmt: skip
+             "rasterize_mode": "classic", "camera_model": "pinhole", "covars": None, "width": SIZE[0],
+             "height": SIZE[1]}  # fmt: skip
     request = Request(**world(), **cameras(), colors=torch.rand(400, 3), packed=packed, **words)
-    _, _, meta = rasterization(request, radius_per_axis=True)
-    _, _, old = rasterization(request, radius_per_axis=False)
+    _, _, meta = rasterization(request, Layout(True))
+    _, _, old = rasterization(request, Layout())
     assert meta["radii"].shape == (*old["radii"].shape, 2) and meta["n_batches"] == 1
     assert torch.equal(visible_rows(meta["radii"].reshape(1, -1, 2)), visible_rows(old["radii"].reshape(1, -1)))
     if packed:
