@@ -107,12 +107,14 @@ def partition(
     scheme: Scheme = "balanced",
     space: ContractedSpace | None = None,
     visibility: Visibility | None = None,
+    weights: np.ndarray | None = None,
 ) -> Partition:
     """``blocks`` cells over the scene, vertical prisms inside the box; any number >= 1, primes included.
 
     "balanced": a cell that shall become k blocks is cut across the longer side of what it holds, where floor(k/2)/k of
     the weight lies below, and so on. A point weighs as many train observations as it has: their sum over a block is
-    the number of primitives its views render, the best proxy of a block's cost (LoBE-GS).
+    the number of primitives its views render, the best proxy of a block's cost (LoBE-GS). Other ``weights`` [P] may be
+    given; `balance.cost_partition` finds those that balance what a block costs with the views it is assigned.
     "grid": nx * ny = blocks equal cells in contracted space, the factors that fit the box's aspect best (Momentum-GS
     specification, section 2: with more than two cells on an axis the outer ones lie outside the box, and may be empty).
 
@@ -127,7 +129,7 @@ def partition(
         return Partition(space, _grid_cells(space, blocks), scheme)
     if scheme != "balanced":
         raise UserError(f"there is no partition scheme '{scheme}'; use balanced or grid")
-    weights = visibility.weights(len(scene.points))
+    weights = visibility.weights(len(scene.points)) if weights is None else weights
     visible = np.flatnonzero(weights)
     if blocks > len(visible):
         raise UserError(
