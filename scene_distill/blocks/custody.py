@@ -46,6 +46,7 @@ class Custody:
         self._commit: futures.Future[Checkpoint] | None = None
         self._fetch: futures.Future[None] | None = None
         self._closing: dict[int, str] = {}  # unit -> file, for the commit in work
+        self._brought: set[str] = set()  # files that worker 0 sent for this round
         self._committed: Callable[[], None] = lambda: None
 
     def resume(self) -> Checkpoint | None:
@@ -94,6 +95,19 @@ class Custody:
         kept = self._store.take(entry.file)
         return unpack(self._read_bytes(entry)) if kept is None else kept
 
+    def look_at(self, unit: int) -> State | None:
+        """A unit's newest state, not to be changed; None before its first visit."""
+        kept = self._store.look_at(self._newest(unit))
+        if kept is None and unit in self._closing:
+            self.await_commit()
+        entry = self._last.units.get(unit)
+        return unpack(self._read_bytes(entry)) if kept is None and entry is not None else kept
+
+    def release(self) -> None:
+        """Let go of states that worker 0 sent to be looked at."""
+        self._store.unwant(self._brought)
+        self._brought = set()
+
     def fetch_ahead(self, visits: Sequence[Visit], training: Round) -> None:
         """Read the states for coming visits in the background, but those of units that train now."""
         busy, commit, last = {visit.unit for visit in training.visits}, self._commit, self._last
@@ -109,8 +123,8 @@ class Custody:
 
         self._fetch = self._background.submit(fetch)
 
-    def bring(self, units: Sequence[int]) -> None:
-        """Make the states of this worker's ``units`` reachable: wait for what is fetched ahead, and where not every
+    def bring(self, units: set[int]) -> None:
+        """Make the states of ``units`` reachable for this worker: wait for what is fetched ahead, and where not every
         worker sees the folder let worker 0 send. Every worker calls it."""
         if self._fetch is not None:
             futures.wait([self._fetch])
@@ -118,8 +132,8 @@ class Custody:
         if all(self._sees_folder):
             return
         me, channel, doing = self._workers.rank, self._workers.main, "worker 0 sends states"
-        wanted = [unit for unit in units if not self._sees_folder[me] and not self._store.holds(self._newest(unit))]
-        everyone = channel.gather(wanted, doing)
+        needed = [] if self._sees_folder[me] else sorted(units)
+        everyone = channel.gather([unit for unit in needed if not self._store.holds(self._newest(unit))], doing)
         if not any(everyone):
             return
         self.await_commit()
@@ -129,6 +143,7 @@ class Custody:
                     channel.send(self._read_bytes(entry), rank, doing)
                 elif me == rank:
                     self._store.hold(entry.file, unpack(channel.receive(0, doing)))
+                    self._brought.add(entry.file)
 
     def _newest(self, unit: int) -> str:
         """File of a unit's newest state, '' before its first visit."""

@@ -179,25 +179,26 @@ class Runtime:
     def _open(self, round_: Round) -> dict[int, Unit]:
         """This worker's units of a round, by lane."""
         mine = self._mine(round_)
-        states = self._opening_states([visit.unit for visit in mine])
-        return {visit.lane: self.method.open(visit.unit, states[visit.unit], visit, round_) for visit in mine}
+        around = {visit.unit: self._neighbours(visit.unit) for visit in mine}
+        self._custody.bring({unit for visit in mine for unit in (visit.unit, *around[visit.unit])})
+        units = {}
+        for visit in mine:
+            state = self._opening_state(visit.unit, around[visit.unit])
+            units[visit.lane] = self.method.open(visit.unit, state, visit, round_)
+        self._custody.release()
+        return units
 
-    def _opening_states(self, units: Sequence[int]) -> dict[int, State]:
-        """The states that units open with. A method that exchanges sees every neighbour as it was closed last."""
-        method = self.method
-        if not isinstance(method, ExchangingMethod):
-            self._custody.bring(units)
-            return {unit: self._state(unit) for unit in units}
-        around = {unit: tuple(method.neighbours(unit)) for unit in units}
-        needed = sorted({unit for here in units for unit in (here, *around[here])})
-        self._custody.bring(needed)
-        closed = {unit: self._custody.state(unit) for unit in needed}
-        opened = {}
-        for unit in units:
-            own = closed[unit]
-            visited = {other: state for other in around[unit] if (state := closed[other]) is not None}
-            opened[unit] = method.exchanged(unit, method.first_state(unit) if own is None else own, visited)
-        return opened
+    def _neighbours(self, unit: int) -> tuple[int, ...]:
+        return tuple(self.method.neighbours(unit)) if isinstance(self.method, ExchangingMethod) else ()
+
+    def _opening_state(self, unit: int, around: Sequence[int]) -> State:
+        """The state a unit opens with. A method that exchanges sees every neighbour as it was closed last."""
+        state = self._state(unit)
+        if not isinstance(self.method, ExchangingMethod):
+            return state
+        near = {other: self._custody.look_at(other) for other in around}
+        visited = {other: found for other, found in near.items() if found is not None}
+        return self.method.exchanged(unit, state, visited)
 
     def _train(self, round_: Round, units: dict[int, Unit], listen: Callable[[Progress], None]) -> None:
         """Step this worker's lanes, and with the gradients of all lanes the shared state, in lockstep."""

@@ -148,6 +148,19 @@ class UnitStore:
                 return self._ram.pop(file).state
             return {name: tensor.clone() for name, tensor in held.state.items()}
 
+    def look_at(self, file: str) -> State | None:
+        """The state where it is in RAM, which it does not leave; not to be changed."""
+        with self._lock:
+            held = self._ram.get(file)
+            return None if held is None else held.state
+
+    def unwant(self, files: set[str]) -> None:
+        """Nobody waits for these states any more."""
+        with self._lock:
+            for file in files & self._ram.keys():
+                self._ram[file].wanted = False
+            self._trim()
+
     def load(self, entry: Entry) -> State:
         """The state of an entry, from RAM or disk; raises `DamagedState` when its file is missing or was changed."""
         state = self.take(entry.file)

@@ -113,9 +113,26 @@ class TinyMethod:
         return TinyUnit(unit, state, self.shared, self.step_s)
 
 
-def tiny_runtime(folder, units, lanes, *, iterations=40, visits=5, step_s=0.0, **options) -> Runtime:
+class TinyExchangingMethod(TinyMethod):
+    """Units on a ring: a unit opens with its first row replaced by the mean of its neighbours' and its own."""
+
+    def __init__(self, units, step_s=0.0):
+        super().__init__(step_s)
+        self.units = units
+
+    def neighbours(self, unit):
+        return sorted({(unit - 1) % self.units, (unit + 1) % self.units} - {unit})
+
+    def exchanged(self, unit, state, around):
+        rows = state["rows"].clone()
+        rows[0] = torch.stack([rows[0], *(around[other]["rows"][0] for other in sorted(around))]).mean(dim=0)
+        return {"rows": rows, "moment": state["moment"].clone()}
+
+
+def tiny_runtime(folder, units, lanes, *, iterations=40, visits=5, step_s=0.0, exchange=False, **options) -> Runtime:
     """A runtime of the tiny method; ``options`` go to `Runtime`."""
-    return Runtime(TinyMethod(step_s), make_schedule(units, lanes, iterations, visits), folder, **options)
+    method = TinyExchangingMethod(units, step_s) if exchange else TinyMethod(step_s)
+    return Runtime(method, make_schedule(units, lanes, iterations, visits), folder, **options)
 
 
 def digest(runtime: Runtime) -> str:
@@ -144,6 +161,7 @@ def main() -> None:
     parser.add_argument("--step-ms", type=float, default=0.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--timeout", type=float, default=60.0)
+    parser.add_argument("--exchange", action="store_true")
     parser.add_argument("--reduction", default="ordered")
     o = parser.parse_args()
     torch.set_num_threads(1)
@@ -154,7 +172,7 @@ def main() -> None:
             units, lanes = map(int, setting.split("x"))
             digests[setting] = train(
                 o.folder / setting, units, lanes, iterations=o.iterations, visits=o.visits, step_s=o.step_ms / 1000,
-                workers=workers, reduction=o.reduction,
+                workers=workers, reduction=o.reduction, exchange=o.exchange,
             )  # fmt: skip
         if workers.rank == 0:
             print(json.dumps(digests))
