@@ -95,8 +95,8 @@ def new_anchors(anchors: Anchors, statistics: GrowthStatistics, rules: GrowthRul
 
 
 def _in_empty_cells(anchors: Anchors, centres: Tensor, parents: Tensor, taken: Tensor, cell: float) -> Anchors:
-    occupied = _cell_keys(taken, cell)
-    keys = _cell_keys(centres, cell)
+    occupied = cell_keys(taken, cell)
+    keys = cell_keys(centres, cell)
     free = ~torch.isin(keys, occupied)
     unique, group = torch.unique(keys[free], return_inverse=True)
     parents, corners = parents[free], (centres[free] / cell).round() * cell
@@ -113,7 +113,7 @@ def _in_empty_cells(anchors: Anchors, centres: Tensor, parents: Tensor, taken: T
     )
 
 
-def _cell_keys(points: Tensor, cell: float) -> Tensor:
+def cell_keys(points: Tensor, cell: float) -> Tensor:
     """One int64 per cell of edge ``cell``: 21 bits an axis around the origin."""
     cells = (points / cell).round().long().clamp(-(2**20), 2**20 - 1) + 2**20
     return (cells[:, 0] << 42) | (cells[:, 1] << 21) | cells[:, 2]
@@ -127,9 +127,10 @@ def to_remove(statistics: GrowthStatistics, rules: GrowthRules) -> Tensor:
 
 
 @torch.no_grad()
-def forget_judged(statistics: GrowthStatistics, rules: GrowthRules) -> None:
-    """Start new sums for the slots and anchors that an event has judged, in place."""
-    slots, anchors = statistics.slot_views >= rules.min_views, statistics.views >= rules.min_views
+def forget_judged(statistics: GrowthStatistics, rules: GrowthRules, rows: Tensor) -> None:
+    """Start new sums for the slots and anchors of the rows [A] (bool) that an event has judged, in place."""
+    slots = (statistics.slot_views >= rules.min_views) & rows[:, None]
+    anchors = (statistics.views >= rules.min_views) & rows
     statistics.gradient[slots] = 0
     statistics.slot_views[slots] = 0
     statistics.opacity[anchors] = 0

@@ -90,7 +90,7 @@ def test_the_decoder_is_frozen_in_the_last_visits_and_moves_before(scene, tmp_pa
 
 
 def test_independent_blocks_have_decoders_of_their_own(scene, tmp_path):
-    method, runtime = train(replace(CONFIG, share_decoder=False, consistency=0.0), scene, tmp_path)
+    method, runtime = train(replace(CONFIG, share_decoder=False, halo="private", consistency=0.0), scene, tmp_path)
     city = method.merge(runtime.states())
     assert len(city.decoders) == 3
     assert not torch.equal(city.decoders[0].weights[0], city.decoders[1].weights[0])
@@ -105,7 +105,7 @@ def test_independent_blocks_have_decoders_of_their_own(scene, tmp_path):
 
 
 def test_only_features_offsets_and_scales_move(scene, tmp_path):
-    method = build(replace(CONFIG, growth_events=0), scene)
+    method = build(replace(CONFIG, growth_events=0, halo="private"), scene)
     first = {unit: method.first_state(unit) for unit in range(3)}
     runtime = Runtime(method, method.rounds, tmp_path)
     runtime.run()

@@ -16,6 +16,7 @@ from scene_distill.core.cameras import Camera
 from scene_distill.core.gaussians import Gaussians
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.momentum_gs.decoder_training import DecoderTraining
+from scene_distill.methods.momentum_gs.halo import OWNER, STAMP, STEPS, first_halo
 from scene_distill.objectives import momentum, photometric
 from scene_distill.renderers.anchors import decode
 from scene_distill.renderers.splat import Rendering, render
@@ -50,6 +51,9 @@ class BlockTraining:
         self.statistics = GrowthStatistics(
             *(state[f"growth.{n}"] for n in ("opacity", "views", "gradient", "slot_views"))
         )
+        self.owner, self.stamp, self.steps = state[OWNER], state[STAMP], state[STEPS]
+        self.drawn = torch.zeros_like(self.steps)
+        self.round = round_.index
         self.shares = decoder is not None
         if decoder is None:
             device = self.anchors.positions.device
@@ -94,6 +98,9 @@ class BlockTraining:
             state |= moments.state(f"moments.{name}")
         names = ("opacity", "views", "gradient", "slot_views")
         state |= {f"growth.{name}": getattr(self.statistics, name) for name in names}
+        drawn = self.drawn > 0
+        stamp = torch.where(drawn, torch.full_like(self.stamp, 2 * self.round), self.stamp)
+        state |= {OWNER: self.owner, STAMP: stamp, STEPS: torch.where(drawn, self.drawn, self.steps)}
         if not self.shares:
             return state | self.decoder.state(), {}
         return state, self._scores()
@@ -116,12 +123,14 @@ class BlockTraining:
 
     def _step_anchors(self, anchors: Anchors, visible: Tensor, step: int) -> None:
         config, progress = self.config, step / self.config.iterations / self.config.lr_until
+        clock = config.blocks * step + 1
         rows = torch.zeros(len(anchors), dtype=torch.uint8, device=visible.device)
         rows[visible] = 1
+        self.drawn[visible] += 1
         rates = {"offsets": config.lr_offsets, "features": config.lr_features, "log_scales": config.lr_scales}
         for name, rate in rates.items():
             parameter = getattr(anchors, name)
-            self.moments[name].step(parameter, parameter.grad, log_linear(rate, progress), step + 1, rows)
+            self.moments[name].step(parameter, parameter.grad, log_linear(rate, progress), clock, rows)
         self.anchors = anchors.detach()
 
     def _observe(self, visible: Tensor, gaussians: Gaussians, rendering: Rendering, camera: Camera) -> None:
@@ -136,18 +145,29 @@ class BlockTraining:
         config = self.config
         if not _is_event(step, config):
             return
-        rules = self.setting.rules
+        mine = self.owner == self.setting.unit
+        rules = replace(self.setting.rules, max_anchors=self.setting.rules.max_anchors + int((~mine).sum()))
         generator = seeds.torch_generator(config.seed, "growth", self.setting.unit, step)
         added = densification.new_anchors(self.anchors, self.statistics, rules, generator)
         added = added.select(self.setting.owns(added.positions))
-        keep = ~densification.to_remove(self.statistics, rules)
-        densification.forget_judged(self.statistics, rules)
+        keep = ~(densification.to_remove(self.statistics, rules) & mine)
+        densification.forget_judged(self.statistics, rules, mine)
+        self._follow_halo(keep, len(added))
         self.anchors = self.anchors.select(keep).append(added)
         sizes = self.anchors.log_scales.clone()
         sizes[:, 3:].clamp_(max=math.log(rules.max_size))
         self.anchors = replace(self.anchors, log_scales=sizes)
         self.moments = {name: moments.select(keep, len(added)) for name, moments in self.moments.items()}
         self.statistics = self.statistics.rows(keep, len(added))
+
+    def _follow_halo(self, keep: Tensor, added: int) -> None:
+        """Drop and append rows of the halo's bookkeeping: what grows is the block's own, and trained in this visit."""
+
+        def rows(old: Tensor, new: float) -> Tensor:
+            return torch.cat([old[keep], old.new_full((added,), new)])
+
+        self.owner, self.stamp = rows(self.owner, self.setting.unit), rows(self.stamp, -1)
+        self.steps, self.drawn = rows(self.steps, 0), rows(self.drawn, 1)
 
     @torch.no_grad()
     def _scores(self) -> dict[str, float]:
@@ -184,10 +204,11 @@ def _is_event(step: int, config: MomentumGSConfig) -> bool:
     return events_by(step + 1) > events_by(step)
 
 
-def first_block_state(anchors: Anchors) -> State:
-    """The state of a block before its first visit."""
+def first_block_state(anchors: Anchors, owner: Tensor) -> State:
+    """The state of a block before its first visit, with the block that owns each anchor [A]."""
     state: State = {f"anchors.{n}": getattr(anchors, n) for n in ("positions", "offsets", "features", "log_scales")}
     for name in LEARNED:
         state |= AdamMoments.zeros_like(getattr(anchors, name)).state(f"moments.{name}")
     statistics = GrowthStatistics.zeros(len(anchors))
+    state |= first_halo(owner)
     return state | {f"growth.{n}": getattr(statistics, n) for n in ("opacity", "views", "gradient", "slot_views")}

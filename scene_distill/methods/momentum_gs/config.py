@@ -29,6 +29,9 @@ class MomentumGSConfig(RunConfig):
     render_threshold: float = 0.05
     """1 - SSIM that a view must lose without a block, for the render assignment (paper: 0.03 to 0.05)."""
 
+    halo: Literal["shared", "private"] = "shared"
+    """Anchors outside a block's cell that its views show: 'shared' trains the owner's anchors; 'private' is the
+    paper's: copies of the block's own that the merge throws away."""
     share_decoder: bool = True
     """One decoder for all blocks; False trains independent blocks, each with its own."""
     momentum: float = 0.9

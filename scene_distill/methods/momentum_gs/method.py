@@ -5,21 +5,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scene_distill.blocks import assignment as assigning
 from scene_distill.blocks.partition import Partition
 from scene_distill.blocks.schedule import Round, Visit, make_schedule, shared_steps
 from scene_distill.blocks.store import State
+from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Scene
 from scene_distill.methods.momentum_gs.block import BlockSetting, BlockTraining, first_block_state
 from scene_distill.methods.momentum_gs.coarse import render_difference, train_coarse
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.momentum_gs.decoder_training import DecoderTraining
+from scene_distill.methods.momentum_gs.halo import HaloRegion, exchanged
 from scene_distill.methods.momentum_gs.merged import FIELDS, MergedCity
 from scene_distill.nets.gaussian_decoder import decoder_from_state
 from scene_distill.representations.anchors import Anchors, anchors_from_points, voxelise
@@ -37,6 +41,8 @@ class MomentumGS:
     """The method as the runtime sees it (`blocks.runtime.Method`), plus planning and merging."""
 
     def __init__(self, config: MomentumGSConfig, scene: Scene, images: ImageCache) -> None:
+        if config.halo == "shared" and not config.share_decoder:
+            raise UserError("--no-share-decoder needs --halo private: only its own decoder can read an anchor")
         self.config, self.scene, self.images = config, scene, images
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.blocks = SceneBlocks(scene, images, config.blocks, config.partition, config.view_threshold, self.device)
@@ -79,10 +85,34 @@ class MomentumGS:
             torch.from_numpy(points).float(), torch.from_numpy(colors).float(),
             spread=0.3 if picture else 0.0, color_init=picture, seed_parts=(self.config.seed, unit),
         )  # fmt: skip
-        state = first_block_state(anchors)
+        state = first_block_state(anchors, self._first_owners(unit, anchors))
         if not self.config.share_decoder:
             state |= DecoderTraining(self.config, self.config.iterations, self.device, self.config.seed, unit).state()
         return state
+
+    def _first_owners(self, unit: int, anchors: Anchors) -> Tensor:
+        """The block that owns each of a block's first anchors; with a private halo all are its own."""
+        if self.config.halo == "private":
+            return torch.full((len(anchors),), unit)
+        return torch.from_numpy(self.partition.owner(anchors.positions.double().numpy() + self.blocks.origin))
+
+    def neighbours(self, unit: int) -> tuple[int, ...]:
+        """The blocks that train some of the anchors which this block trains."""
+        if self.config.halo == "private":
+            return ()
+        mine = self._regions[unit]
+        return tuple(other for other, region in enumerate(self._regions) if other != unit and mine.meets(region))
+
+    def exchanged(self, unit: int, state: State, around: Mapping[int, State]) -> State:
+        """A block's state with the newest copies of the anchors it shares with its neighbours (`halo`)."""
+        return exchanged(unit, state, around, self._regions[unit].holds) if around else state
+
+    @cached_property
+    def _regions(self) -> tuple[HaloRegion, ...]:
+        """Where each block takes and trains anchors: around the points it starts from."""
+        blocks = self.blocks
+        points = (self.scene.points[blocks.first_points(unit)] - blocks.origin for unit in range(self.config.blocks))
+        return tuple(HaloRegion(torch.from_numpy(part).float(), blocks.spacing) for part in points)
 
     def open(self, unit: int, state: State, visit: Visit, round_: Round) -> BlockTraining:
         """A block ready for one visit."""
@@ -95,6 +125,8 @@ class MomentumGS:
         kept, blocks, decoders = [], [], []
         for unit in sorted(states):
             state = states[unit]()
+            around = {other: states[other]() for other in self.neighbours(unit)}
+            state = self.exchanged(unit, state, around)
             anchors = Anchors(*(state[f"anchors.{name}"].cpu() for name in FIELDS))
             mine = anchors.select(self.blocks.owns(unit, anchors.positions))
             kept.append(mine)
