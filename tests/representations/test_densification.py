@@ -68,5 +68,7 @@ def test_transparent_anchors_go_once_they_were_seen_often_enough():
     seen(statistics, anchors, [4], 0.0, times=1, opacity=0.001)
     seen(statistics, anchors, [5], 0.0, opacity=0.5)
     assert to_remove(statistics, RULES).nonzero().flatten().tolist() == [3]
-    forget_judged(statistics, RULES)
+    forget_judged(statistics, RULES, torch.arange(len(anchors)) != 3)
+    assert statistics.views[[3, 4, 5]].tolist() == [RULES.min_views, 1, 0]
+    forget_judged(statistics, RULES, torch.ones(len(anchors), dtype=torch.bool))
     assert statistics.views[[3, 4, 5]].tolist() == [0, 1, 0]
