@@ -140,6 +140,19 @@ def test_training_beats_the_initial_points_and_grows(trained, scene):
     assert len(merged) > len(scene.points)
 
 
+def test_absolute_gradients_do_not_cancel_and_nothing_is_summed_after_growth(scene):
+    def sums(step: int, **changes: bool) -> torch.Tensor:
+        method = build(replace(CONFIG, **changes), scene)
+        block = method.open(0, method.first_state(0), method.rounds[0].visits[0], method.rounds[0])
+        block.step(step)
+        return block.statistics.gradient
+
+    absolute, plain = sums(1, growth_absolute=True), sums(1, growth_absolute=False)
+    assert torch.equal(absolute > 0, plain > 0) and bool((absolute >= plain * (1 - 1e-4)).all())
+    assert absolute.sum() > 1.2 * plain.sum()
+    assert not sums(CONFIG.iterations - 1, growth_absolute=True).any()
+
+
 def test_an_interrupted_run_ends_with_the_same_bytes(trained, scene, tmp_path):
     class Stop(Exception):
         pass

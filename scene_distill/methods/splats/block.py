@@ -17,7 +17,7 @@ from scene_distill.core import seeds, spherical_harmonics
 from scene_distill.core.cameras import Camera
 from scene_distill.methods.splats.config import SplatsConfig
 from scene_distill.objectives import photometric
-from scene_distill.renderers.splat import Rendering, render
+from scene_distill.renderers.splat import DrawOptions, Rendering, render
 from scene_distill.renderers.stored_splats import drawn_rows, gaussians_for
 from scene_distill.representations import splat_densification as densification
 from scene_distill.representations.splat_densification import DensificationRules, ScreenGradients
@@ -67,13 +67,16 @@ class BlockTraining:
         log["visible"] = float(len(rows))
         if len(rows):
             leaves = self._gather(rows, step)
-            rendering = render(gaussians_for(_splats(leaves), view.camera), view.camera)
+            growing = self._grown(step) < 1
+            options = DrawOptions(absolute_gradients=growing and self.config.growth_absolute)
+            rendering = render(gaussians_for(_splats(leaves), view.camera), view.camera, options=options)
             rendering.means2d.retain_grad()
             loss, l1, ssim = photometric.reconstruction(rendering.image, view.photo(), self.config.dssim)
             loss.backward()
             log |= {"loss": loss.item(), "l1": l1.item(), "ssim": ssim.item()}
             self._apply(leaves, rows, step)
-            self._observe(rendering, rows, view.camera)
+            if growing:
+                self._observe(rendering, rows, view.camera)
         self._grow(step)
         return None, log
 
@@ -115,7 +118,8 @@ class BlockTraining:
                 tensor.index_copy_(0, rows, part)
 
     def _observe(self, rendering: Rendering, rows: Tensor, camera: Camera) -> None:
-        gradient = rendering.means2d.grad
+        source = rendering.means2d if rendering.probe is None else rendering.probe
+        gradient = source.grad
         assert gradient is not None
         to_device_units = gradient.new_tensor([camera.width / 2, camera.height / 2])
         self.statistics.observe(rows, (gradient * to_device_units).norm(dim=1))

@@ -45,6 +45,9 @@ class SplatsConfig(RunConfig):
     """Growth and pruning events between the two (paper: 145)."""
     growth_gradient: float = 2e-4
     """Mean screen gradient, in normalised device units, from which on a splat becomes two (paper: 0.0002)."""
+    growth_absolute: bool = True
+    """Sum the absolute values of a splat's screen gradient over its pixels (AbsGS, Ye et al. 2024), so that pulls in
+    opposite directions do not cancel (paper: False)."""
     growth_views: int = 4
     """Views of a splat before it is judged."""
     growth_limit: float = 2.5
