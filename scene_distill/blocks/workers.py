@@ -9,6 +9,7 @@ time becomes one sentence that names the workers whose heartbeat has stopped.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import threading
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -46,6 +48,11 @@ class Place:
     local_rank: int = 0
     local_count: int = 1
     restarted: bool = False
+
+    @property
+    def cores(self) -> int:
+        """Cores for each worker of this machine; 0, all of them, for a worker that has it to itself."""
+        return 0 if self.local_count == 1 else max(len(os.sched_getaffinity(0)) // self.local_count, 1)
 
     @staticmethod
     def from_environment() -> Place:
@@ -147,6 +154,17 @@ class Workers:
         with self.named("gradients are summed"):
             dist.all_reduce(total)
         return total.to(mine.device)
+
+    def agree(self, what: str, *values: Any) -> None:
+        """Raise `UserError` unless all workers call this with equal values (arrays and whatever prints itself)."""
+        texts = (value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode() for value in values)
+        digest = hashlib.blake2b(b"/".join(texts)).hexdigest()
+        other = [r for r, theirs in enumerate(self.main.gather(digest, "workers compare")) if theirs != digest]
+        if other:
+            raise UserError(
+                f"worker {self.rank} and worker {other[0]} see different things: {what}; "
+                "give all workers the same data, settings and version"
+            )
 
     @contextlib.contextmanager
     def first_before_others(self, what: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -11,6 +12,9 @@ from scene_distill.core.console import say, say_next
 from scene_distill.core.errors import UserError
 from scene_distill.export.run_pictures import picture_writer
 from scene_distill.methods import METHODS, MethodEntry, find_method
+
+if TYPE_CHECKING:
+    from scene_distill.blocks.workers import Workers
 
 
 def main(arguments: list[str]) -> None:
@@ -43,21 +47,28 @@ def parse_config(entry: MethodEntry, arguments: list[str]) -> RunConfig:
 
 
 def train(entry: MethodEntry, config: RunConfig) -> None:
-    """Train as configured; prints figures and the next command."""
+    """Train as configured; prints figures and the next command. Under torchrun every worker gets here."""
+    from scene_distill.training.workers import workers_of
+
+    with workers_of(entry.name, config) as workers:
+        train_on(workers, entry, config)
+
+
+def train_on(workers: Workers, entry: MethodEntry, config: RunConfig) -> None:
+    """This worker's part of a run; worker 0 also merges, evaluates and tells."""
     from scene_distill.training.evaluation import summary
     from scene_distill.training.loop import plan_text, prepare
 
-    training = prepare(entry.name, config, entry.build)
+    training = prepare(entry.name, config, entry.build, workers)
     if config.dry_run:
         say(plan_text(training))
         say_next(f"scene-distill train {entry.name} --data {config.data}", "the same without --dry-run")
         return
-    folder = training.folder
-    folder.open(config, entry.name)
-    if config.resume and training.runtime.resume():
-        say(f"resumed at round {training.runtime.next_round} of {len(training.runtime.rounds)}")
-    folder.rewind_log(training.runtime.next_round)
-    merged = training.train()
+    training.begin()
+    if workers.rank > 0:
+        training.help_train()
+        return
+    folder, merged = training.folder, training.train()
     report = training.evaluate(merged, picture_writer(folder.renders))
     say(summary(report))
     say(f"run folder: {folder.path}")

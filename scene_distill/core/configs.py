@@ -8,7 +8,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
@@ -43,17 +43,25 @@ class RunConfig:
     """Text file with one photo name per line to hold out instead of every n-th."""
     seed: int = 0
     """Seed of every random number of the run."""
+    workers: int = 1
+    """Processes on this machine that share the lanes (N); any number from 1. Results do not depend on it. Leave it at 1
+    under torchrun, which counts for itself and can use many machines."""
+    reduction: Literal["ordered", "all-reduce"] = "ordered"
+    """Sum of shared gradients: in lane order, the same bits on any number of workers; or all-reduce, for shared models
+    too large to gather from every lane, equal to rounding."""
+    worker_timeout: float = 600.0
+    """Seconds that a worker waits for another before it gives up."""
     threads: int = 0
-    """CPU threads of the native kernels; 0 takes all. Results do not depend on it."""
+    """CPU threads of the native kernels; 0 takes all, shared among the workers. Results do not depend on it."""
     max_memory: str = ""
-    """Memory budget such as 8GB; empty: no limit. Images, lanes and evicted blocks obey it."""
+    """Memory budget of each worker, such as 8GB; empty: no limit. Images, lanes and evicted blocks obey it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in the run folder from its last finished round."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print blocks, views, memory and time, then stop."""
 
 
-HOW_TO_RUN = frozenset({"resume", "dry_run", "output_dir", "threads", "max_memory"})
+HOW_TO_RUN = frozenset({"resume", "dry_run", "output_dir", "threads", "max_memory", "workers", "worker_timeout"})
 """Fields that say how to run, not what is trained: a resumed run may change them."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import torch
 from scene_distill.blocks.runtime import Method, Progress, Runtime
 from scene_distill.blocks.schedule import Round
 from scene_distill.blocks.store import State
+from scene_distill.blocks.workers import Workers
 from scene_distill.core import memory
 from scene_distill.core.configs import RunConfig
 from scene_distill.core.console import progress, say
@@ -59,9 +60,19 @@ class Training:
     runtime: Runtime
     folder: RunFolder
 
+    def begin(self) -> None:
+        """Open the run folder, or with ``config.resume`` take up its last commit. Every worker calls it."""
+        if self.runtime.workers.rank == 0:
+            self.folder.open(self.config, self.method_name)
+        if self.config.resume and self.runtime.resume():
+            say(f"resumed at round {self.runtime.next_round} of {len(self.runtime.rounds)}")
+        if self.runtime.workers.rank == 0:
+            self.folder.rewind_log(self.runtime.next_round)
+
     def train(self, listen: Callable[[Progress], None] = lambda step: None,
               committed: Callable[[], None] = lambda: None) -> TrainedScene:  # fmt: skip
-        """Train what is left of the schedule, merge, and save the model; returns the merged scene."""
+        """Train what is left of the schedule with the help of the other workers, merge, and save the model; returns the
+        merged scene. On worker 0; the others call `help_train`."""
         started, left = time.perf_counter(), self.runtime.total_steps - self.runtime.done_steps
         with progress("training", self.runtime.total_steps, self.runtime.done_steps) as meter:
 
@@ -79,6 +90,10 @@ class Training:
         merged.save(self.folder.model)
         return merged
 
+    def help_train(self) -> None:
+        """Train this worker's lanes of what is left; worker 0 does everything else."""
+        self.runtime.run()
+
     def merged(self) -> TrainedScene:
         """The merged scene of the last committed round."""
         return self.method.merge(self.runtime.states())
@@ -91,21 +106,29 @@ class Training:
         })  # fmt: skip
 
 
-def prepare(method_name: str, config: RunConfig, build: Build) -> Training:
-    """Load the data, split it into units and check the budget. Nothing is written yet; `Training.folder.open` is
-    next."""
-    use_native_threads(config.threads)
-    scene, width = load_for(config)
+def prepare(method_name: str, config: RunConfig, build: Build, workers: Workers | None = None) -> Training:
+    """Load the data, split it into units and check the budget. Nothing is written yet; `Training.begin` is next.
+
+    Every worker calls it. Worker 0 goes first, so that what is made once (structure from motion, undistorted photos) is
+    there for the others.
+    """
+    workers = workers if workers is not None else Workers()
+    config = replace(config, resume=config.resume or workers.place.restarted)
+    use_native_threads(config.threads or workers.place.cores)
+    with workers.first_before_others("worker 0 prepares the scene"):
+        scene, width = load_for(config)
     folder = RunFolder(config.output_dir or default_folder(config, method_name))
     all_photos = sum(3 * c.width * c.height for c in (f.camera.resized(width) for f in scene.frames))
     images = ImageCache(scene.frames, width, all_photos)
     method = build(config, scene, images)
-    ram_bytes = 0
+    ram_bytes = None
     if config.max_memory:
-        spare = _spare_bytes(config, method.plan()["working_set_bytes"])
+        share = -(-config.lanes // workers.count) / config.lanes
+        spare = _spare_bytes(config, int(share * method.plan()["working_set_bytes"]))
         images.limit(min(all_photos, int(IMAGES_SHARE * spare)))
         ram_bytes = spare - images.budget_bytes
-    runtime = Runtime(method, method.rounds, folder.checkpoint, ram_bytes)
+    workers.agree("the scene and its blocks", scene.points, [frame.name for frame in scene.frames], method.rounds)
+    runtime = Runtime(method, method.rounds, folder.checkpoint, ram_bytes, workers, config.reduction)
     return Training(method_name, config, scene, images, method, runtime, folder)
 
 
