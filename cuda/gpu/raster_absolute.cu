@@ -5,7 +5,7 @@
 //   is in the image), rest -= w_j (f_j . v + dL/dalpha),
 //   dL/dpower_j = -alpha_j (T_j (f_j . v + dL/dalpha) - rest / (1 - alpha_j)).
 //
-// Unit    a block a tile, a thread a pixel, a warp 8 x 4 pixels; two sums over the warp and two atomics a (splat, warp).
+// Unit    a block a tile, a thread a pixel, a warp 8 x 4 pixels; two warp sums and two atomics a (splat, warp).
 // Bytes   an evaluation reads the D features of its splat (one address for the warp) and the D gradients of its pixel
 //         (4 D apart between lanes): from L1 and L2. Bound: L1, 2 D reads for 2 D flops.
 // Order   atomics make the last bits depend on the schedule.

@@ -182,7 +182,8 @@ __device__ __forceinline__ void add_gradients(const SdRasterGradients& out, cons
 template <int C>
 __global__ void __launch_bounds__(kWarpsPerBlock * kWarp)
     splat_gradients_kernel(SdRasterInputs in, ChannelSlice slice, const float* __restrict__ grad_image,
-                           const float* __restrict__ grad_alpha, SdRasterScratch scratch, int buckets, SdRasterGradients out) {
+                           const float* __restrict__ grad_alpha, SdRasterScratch scratch, int buckets,
+                           SdRasterGradients out) {
     SD_SHARED(Ring<C>, shared);
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, bucket = blockIdx.x * kWarpsPerBlock + warp;
     const int tile = bucket < buckets ? scratch.bucket_tile[bucket] : -1;

@@ -85,9 +85,9 @@ __device__ __forceinline__ void load_batch(Batch<C>& batch, const SdRasterInputs
 
 // A splat that contributes to the pixel.
 struct Contact {
-    int pair, slot;             // place in pair_gaussian, and in the batch
-    float dx, dy, alpha;        // mean - pixel, px
-    float weight, behind;       // alpha * transmittance; transmittance behind the splat
+    int pair, slot;        // place in pair_gaussian, and in the batch
+    float dx, dy, alpha;   // mean - pixel, px
+    float weight, behind;  // alpha * transmittance; transmittance behind the splat
 };
 
 // Whether the splat contributes to the pixel; marks the pixel as done when it would end it.

@@ -18,18 +18,13 @@ constexpr unsigned char kPoison = 0xFF;  // NaN as a float, -1 as an int
 constexpr size_t kSharedBytesLimit = 48 << 10;
 constexpr unsigned kThreadsLimit = 1024;
 
-Device& device() {
-    static Device instance;
-    return instance;
-}
-
 bool same_site(const Site& a, const Site& b) {
     return a.line() == b.line() && std::strcmp(a.file_name(), b.file_name()) == 0;
 }
 
 const char* waits_for(const Thread& thread) {
     switch (thread.state) {
-        case State::ready: return "runs at";
+        case State::ready: return "runs on from";
         case State::at_barrier: return "waits at the barrier of";
         case State::at_collective: return "waits at the warp collective of";
         case State::done: return "has left the kernel; it last waited at";
@@ -38,6 +33,11 @@ const char* waits_for(const Thread& thread) {
 }
 
 }  // namespace
+
+Device& device() {
+    static Device instance;
+    return instance;
+}
 
 // ---- shared memory -------------------------------------------------------------------------------------------------
 
@@ -68,6 +68,12 @@ void* SharedMemory::find(const void* key, size_t bytes, size_t alignment) {
     }
     objects_.push_back({key, offset, bytes});
     return arena_.data() + offset;
+}
+
+size_t SharedMemory::offset_of(const void* address) const {
+    const auto* byte = static_cast<const unsigned char*>(address);
+    const std::less<const unsigned char*> before;
+    return before(byte, arena_.data()) || !before(byte, arena_.data() + end_) ? kOutside : size_t(byte - arena_.data());
 }
 
 bool SharedMemory::guards_intact() const {
@@ -122,6 +128,7 @@ void Device::launch(const char* kernel, const LaunchShape& shape, const std::fun
             for (unsigned x = 0; x < shape.grid.x; x++) {
                 position_.block = dim3(x, y, z);
                 shared_.start_block(shape.dynamic_shared_bytes);
+                accesses_.order_block();
                 run_block();
                 if (!shared_.guards_intact()) report("wrote outside its shared memory");
             }
@@ -213,6 +220,7 @@ void Device::answer_collective(int warp, unsigned mask) {
         return lane < lanes && (mask >> lane & 1) && threads_[size_t(first + lane)].state != State::done;
     };
     uint64_t ballot = 0;
+    bool synchronises = false;
     for (int i = 0; i < lanes; i++) {
         if (takes_part(i)) ballot |= (threads_[size_t(first + i)].collective.value & 1) << i;
     }
@@ -228,7 +236,9 @@ void Device::answer_collective(int warp, unsigned mask) {
     }
     for (int i = 0; i < lanes; i++) {
         if (takes_part(i)) threads_[size_t(first + i)].state = State::ready;
+        synchronises = synchronises || (takes_part(i) && threads_[size_t(first + i)].collective.ask == Ask::synchronise);
     }
+    if (synchronises) accesses_.order_warp(warp);  // of part of a warp: taken for the whole
 }
 
 // Releases the block barrier when the whole block stands at it.
@@ -249,6 +259,7 @@ bool Device::complete_barrier() {
     if (!waiting) return false;
     if (gone) report("some threads left the kernel before a barrier that others wait at", waiting, gone);
     for (int i = 0; i < count_; i++) threads_[size_t(i)].state = State::ready;
+    accesses_.order_block();
     return true;
 }
 

@@ -47,6 +47,8 @@ public:
     void* find(const void* key, size_t bytes, size_t alignment);
     void* dynamic() { return find(nullptr, dynamic_bytes_, 16); }
     size_t bytes_used() const { return bytes_used_; }
+    size_t offset_of(const void* address) const;  // kOutside when the address lies elsewhere
+    static constexpr size_t kOutside = ~size_t(0);
     bool guards_intact() const;
 
 private:
@@ -59,12 +61,38 @@ private:
     size_t dynamic_bytes_ = 0, bytes_used_ = 0, end_ = 0;
 };
 
+// Who touched which byte of a block's shared memory, and which accesses a barrier or a __syncwarp has ordered since.
+// Only a library whose kernels are compiled with -fsanitize=thread reports its accesses (races.cpp).
+class AccessLog {
+public:
+    void order_block() { block_epoch_++; }
+    void order_warp(int warp) { warp_epoch_[size_t(warp)]++; }
+    int record(size_t offset, size_t bytes, int thread, bool write);  // a thread it races with, or -1
+
+private:
+    struct Access {
+        uint64_t block_epoch = 0, warp_epoch = 0;
+        int thread = -1;
+    };
+    struct Byte {
+        Access write, reads[2];
+    };
+    bool current(const Access& access) const { return access.block_epoch == block_epoch_; }
+    bool unordered(const Access& access, int thread) const;
+    void remember_read(Byte& byte, const Access& access) const;
+
+    std::vector<Byte> bytes_;
+    uint64_t block_epoch_ = 1;
+    std::vector<uint64_t> warp_epoch_ = std::vector<uint64_t>(32);
+};
+
 class Device {
 public:
     void set_seed(int seed) { seed_ = seed; }  // negative: threads run in index order
     void launch(const char* kernel, const LaunchShape& shape, const std::function<void()>& body);
 
     void run_thread_body();  // entry of every fiber
+    void touch(const void* address, size_t bytes, bool write);  // the running thread reads or writes memory
     uint64_t wait_for_warp(const Collective& collective, const Site& site);
     int wait_for_block(int predicate, const Site& site);
     Thread& current() { return *current_; }
@@ -89,7 +117,10 @@ private:
     Thread* current_ = nullptr;
     Position position_;
     SharedMemory shared_;
+    AccessLog accesses_;
     std::mt19937 order_;
 };
+
+Device& device();
 
 }  // namespace simt

@@ -5,7 +5,8 @@
 //            scheduler (runtime.cpp) completes a collective when everybody it names has arrived.
 // Finds      barriers reached by only part of a block, collectives named by lanes that never come, shuffles from lanes
 //            outside the mask, shared memory read before it was written (poisoned with NaN) or written past its end
-//            (guard bands), launches a device would refuse, and order-dependent code (the thread order is seeded).
+//            (guard bands), launches a device would refuse, order-dependent code (the thread order is seeded), and, in
+//            a build with -fsanitize=thread, races in shared memory (races.cpp).
 // Not found  races between blocks, memory-model bugs, anything about speed.
 #pragma once
 

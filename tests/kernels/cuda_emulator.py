@@ -20,10 +20,31 @@ NO_THRESHOLDS = native.Limits(1e-7, 0.9999, 1e-12, 0.3, 0.2, 0.3)
 """Limits that hardly cut: float32 and float64 then agree everywhere, not only away from the cuts."""
 
 
-def build(name, sources, *flags):
-    """Compile ``sources`` with the emulator into build/simt/<hash>/<name>; a build of the same sources is reused."""
+EVERY_KERNEL = tuple(f"tests/kernels/test_cuda_{name}" for name in (
+    "raster.py::test_rgb[thresholds-1]", "raster.py::test_any_number_of_channels[33]",
+    "raster.py::test_needles_are_not_culled", "raster.py::test_nothing_to_draw",
+    "raster.py::test_masked_pixels_show_the_background_and_pull_at_nothing_else[1]",
+    "raster.py::test_clipped_pixels_and_absolute_gradients[masked-37-0.05-1]",
+    "statistics.py::test_contributions[True-1]", "statistics.py::test_median[True-1]",
+    "statistics.py::test_nothing_is_drawn",
+    "project.py::test_projection_and_its_gradient[perspective-True-1]",
+    "project.py::test_projection_and_its_gradient[orthographic-False-1]",
+    "project.py::test_tile_lists[1]", "project.py::test_no_gaussians", "project.py::test_one_pixel_image",
+    "harmonics.py::test_colours_and_gradients[True-3-1-1]", "harmonics.py::test_no_gaussians",
+    "training.py::test_l1_ssim[size0-1]", "training.py::test_l1_ssim[size2-1]",
+    "training.py::test_adam_matches_torch_and_leaves_unseen_rows[True]",
+    "training.py::test_anchor_decoder[21-1]", "training.py::test_momentum_consistency[False-1]",
+))  # fmt: skip
+"""Tests that together call every kernel, with sizes that no block size divides."""
+
+
+def build(name, sources, *flags, races=False):
+    """Compile ``sources`` with the emulator into build/simt/<hash>/<name>; a build of the same sources is reused.
+
+    With ``races`` every access of the kernels to shared memory is watched.
+    """
     command = ["g++", "-O2", "-std=c++20", "-fPIC", "-Wno-unknown-pragmas", f"-I{ROOT / 'cuda'}", *flags]
-    digest = hashlib.sha256(" ".join(command).encode())
+    digest = hashlib.sha256(" ".join([*command, str(races)]).encode())
     for path in (*sources, *SIMT, *HEADERS):
         digest.update(path.read_bytes())
     target = ROOT / "build/simt" / digest.hexdigest()[:16] / name
@@ -31,20 +52,41 @@ def build(name, sources, *flags):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
             pass
-        subprocess.run([*command, "-o", part.name, "-x", "c++", *map(str, (*sources, *SIMT))], check=True, timeout=280)
+        inputs = ["-x", "c++", *map(str, (*sources, *SIMT))]
+        if races:  # the kernels alone are instrumented, and linked without the thread sanitizer's library
+            kernels_only = [flag for flag in command if flag != "-shared"]
+            watched = [
+                *kernels_only,
+                *WATCH,
+                "-r",
+                "-nostdlib",
+                "-o",
+                f"{part.name}.o",
+                "-x",
+                "c++",
+                *map(str, sources),
+            ]
+            subprocess.run(watched, check=True, timeout=280)
+            inputs = [f"{part.name}.o", "-x", "c++", *map(str, SIMT)]
+        subprocess.run([*command, "-o", part.name, *inputs], check=True, timeout=280)
+        Path(f"{part.name}.o").unlink(missing_ok=True)
         os.replace(part.name, target)
         target.chmod(0o755)
     return target
 
 
+WATCH = ("-fsanitize=thread", "--param", "tsan-instrument-func-entry-exit=0", "-fno-threadsafe-statics")
 SANITIZE = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-O1")
 
 
 @functools.cache
 def emulated_library():
-    """All kernels; with SCENE_DISTILL_SANITIZE=1 instrumented for a process that runs with the address sanitizer."""
-    flags = SANITIZE if os.environ.get("SCENE_DISTILL_SANITIZE") else ()
-    return build("scene_distill_simt.so", sorted((ROOT / "cuda/gpu").glob("*.cu")), "-shared", *flags)
+    """All kernels; with SCENE_DISTILL_WATCH=addresses instrumented for a process that runs with the address sanitizer,
+    with SCENE_DISTILL_WATCH=races for the emulator's own watch over shared memory."""
+    watch = os.environ.get("SCENE_DISTILL_WATCH")
+    flags = SANITIZE if watch == "addresses" else ()
+    sources = sorted((ROOT / "cuda/gpu").glob("*.cu"))
+    return build("scene_distill_simt.so", sources, "-shared", *flags, races=watch == "races")
 
 
 def kernels(device, seed, limits=native.LIMITS):

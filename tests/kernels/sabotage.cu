@@ -68,11 +68,34 @@ __global__ void missing_barrier(float* out) {
     out[threadIdx.x] = numbers.value[63 - threadIdx.x];
 }
 
+// The shuffle lets the right number through in every thread order; it does not order memory.
+__global__ void missing_syncwarp(float* out) {
+    SD_SHARED(Numbers, numbers);
+    numbers.value[threadIdx.x] = float(threadIdx.x);
+    const float own = __shfl_xor_sync(0xffffffffu, float(threadIdx.x), 1);
+    out[threadIdx.x] = own + numbers.value[threadIdx.x ^ 1];
+}
+
+// Everybody has read what is overwritten, as the votes show, but nothing orders the reads before the writes.
+__global__ void overwritten_too_early(float* out) {
+    SD_SHARED(Numbers, numbers);
+    numbers.value[threadIdx.x] = float(threadIdx.x);
+    __syncwarp();
+    out[threadIdx.x] = numbers.value[threadIdx.x ^ 1];
+    if (__any_sync(0xffffffffu, 1)) numbers.value[threadIdx.x] = 0.0f;
+}
+
 __global__ void correct(float* out) {
     SD_SHARED(Numbers, numbers);
     numbers.value[threadIdx.x] = float(threadIdx.x);
     const int even = __syncthreads_count(threadIdx.x % 2 == 0);
     const float next = __shfl_down_sync(0xffffffffu, numbers.value[63 - threadIdx.x], 1);
+    __syncthreads();
+    numbers.value[threadIdx.x] = 0.0f;
+    __syncwarp();
+    out[threadIdx.x] = numbers.value[threadIdx.x ^ 1];
+    __syncwarp();
+    numbers.value[threadIdx.x] = 1.0f;
     out[threadIdx.x] = next + float(even) + float(__popc(__ballot_sync(0xffffffffu, threadIdx.x % 32 < 3)));
 }
 
@@ -95,6 +118,8 @@ const Case kCases[] = {
     {"too_many_threads", correct, 1025, 0},
     {"unwritten_shared", unwritten_shared, 64, 0},
     {"missing_barrier", missing_barrier, 64, 0},
+    {"missing_syncwarp", missing_syncwarp, 64, 0},
+    {"overwritten_too_early", overwritten_too_early, 64, 0},
     {"correct", correct, 64, 0},
 };
 

@@ -30,6 +30,8 @@ BUDGETS = {
     "l1_ssim_kernel": (48, 14 << 10), "ssim_gradient_kernel": (48, 13 << 10), "adam_kernel": (32, 0),
     "decode_kernel": (96, 37 << 10), "decode_backward_kernel": (255, 44 << 10), "consistency_kernel": (40, 128),
     "harmonics_kernel": (64, 13 << 10), "harmonics_backward_kernel": (96, 13 << 10), "clip_pixels_kernel": (40, 0),
+    "contributions_kernel": (40, 4 << 10), "median_kernel": (48, 4 << 10), "absolute_gradients_kernel": (40, 4 << 10),
+    "weight_sums_kernel": (16, 0),
 }  # fmt: skip
 
 

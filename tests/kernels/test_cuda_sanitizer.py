@@ -9,20 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_emulator import ROOT, SANITIZE, build
-
-SLICE = (
-    "test_cuda_raster.py::test_rgb[thresholds-1]", "test_cuda_raster.py::test_any_number_of_channels[33]",
-    "test_cuda_raster.py::test_needles_are_not_culled", "test_cuda_raster.py::test_nothing_to_draw",
-    "test_cuda_project.py::test_projection_and_its_gradient[True-1]", "test_cuda_project.py::test_tile_lists[1]",
-    "test_cuda_project.py::test_no_gaussians", "test_cuda_project.py::test_one_pixel_image",
-    "test_cuda_raster.py::test_clipped_pixels_and_absolute_gradients[0.05-1]",
-    "test_cuda_harmonics.py::test_colours_and_gradients[True-3-1-1]", "test_cuda_harmonics.py::test_no_gaussians",
-    "test_cuda_training.py::test_l1_ssim[size0-1]", "test_cuda_training.py::test_l1_ssim[size2-1]",
-    "test_cuda_training.py::test_adam_matches_torch_and_leaves_unseen_rows[True]",
-    "test_cuda_training.py::test_anchor_decoder[21-1]", "test_cuda_training.py::test_momentum_consistency[False-1]",
-)  # fmt: skip
-"""One call of every kernel, with sizes that no block size divides."""
+from cuda_emulator import EVERY_KERNEL, ROOT, SANITIZE, build
 
 ADAM = """
 import sys, torch
@@ -47,7 +34,7 @@ def run(*arguments):
     """A Python that watches every access; the C++ library comes along because the sanitizer looks for its throw."""
     environment = {
         **os.environ,
-        "SCENE_DISTILL_SANITIZE": "1",
+        "SCENE_DISTILL_WATCH": "addresses",
         "LD_PRELOAD": f"{gcc_library('libasan.so')} {gcc_library('libstdc++.so')}",
         "ASAN_OPTIONS": "detect_leaks=0",
     }
@@ -76,6 +63,6 @@ def test_reading_past_shared_memory_is_found():
 
 
 def test_kernels_stay_inside_their_arrays():
-    result = run("-m", "pytest", "-p", "no:cacheprovider", "-s", *(f"tests/kernels/{name}" for name in SLICE))
+    result = run("-m", "pytest", "-p", "no:cacheprovider", "-s", *EVERY_KERNEL)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
-    assert f"{len(SLICE)} passed" in result.stdout
+    assert f"{len(EVERY_KERNEL)} passed" in result.stdout
