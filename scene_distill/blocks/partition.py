@@ -191,6 +191,12 @@ def _best_cut(
     return axis, cell.min[axis] + share * sides[axis]
 
 
+def middle_cut(cell: Cell, contracted: np.ndarray, footprint: np.ndarray) -> tuple[int, float]:
+    """Axis and contracted position of the cut that leaves half of a cell's contents on either side; contracted [P, 3],
+    footprint [P, 2] in ground coordinates."""
+    return _best_cut(cell, 0.5, contracted, footprint, np.ones(len(contracted)))
+
+
 def _weighted_cut(values: np.ndarray, weights: np.ndarray, share: float) -> tuple[float, float] | None:
     """(miss, position): the position between two distinct values that leaves the share of weight nearest to ``share``
     strictly below it, and by how much it misses; None when all values are equal."""
