@@ -16,7 +16,12 @@ from scene_distill.renderers.native import Limits
 
 
 def matrices(covars: Tensor) -> Tensor:
-    """Symmetric matrices [..., 3, 3] of their upper triangles [..., 6] = (xx, xy, xz, yy, yz, zz)."""
+    """Symmetric matrices [..., 3, 3] of their upper triangles [..., 6] = (xx, xy, xz, yy, yz, zz).
+
+    Raises `UserError` for another shape.
+    """
+    if covars.shape[-1] != 6:
+        raise UserError(f"gsplat: covars are {tuple(covars.shape)}, expected upper triangles [..., N, 6]")
     return covars[..., [0, 1, 2, 1, 3, 4, 2, 4, 5]].unflatten(-1, (3, 3))
 
 

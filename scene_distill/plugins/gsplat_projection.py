@@ -284,7 +284,7 @@ def fully_fused_projection(given: Mapping[str, Any], layout: Layout) -> tuple[Te
     )  # fmt: skip
     full = means.new_ones(means.shape[:-1]) if opacities is None else opacities
     world = World(means, full, given["quats"], given["scales"], None if covars is None else matrices(covars))
-    refuse_sparse_gradients(sparse, world)
+    refuse_sparse_gradients(sparse, world.batch, covars)
     screen = project(world, given["viewmats"], given["Ks"], lens)
     cameras = given["viewmats"].shape[-3]
     compensations = None
@@ -296,16 +296,16 @@ def fully_fused_projection(given: Mapping[str, Any], layout: Layout) -> tuple[Te
         return tuple(None if t is None else t.reshape(*world.batch, cameras, *t.shape[1:]) for t in found)
     image_ids, gaussian_ids = torch.where(screen.drawn)
     ids = (image_ids // cameras, image_ids % cameras) if layout.radius_per_axis else (image_ids,)
-    pointers = ()
+    pointers: tuple[Tensor, ...] = ()
     if layout.row_pointers:
         pointers = (torch.nn.functional.pad(torch.cumsum(screen.drawn.sum(1), 0), (1, 0)).int(),)
     values = (None if t is None else t[image_ids, gaussian_ids] for t in found)
     return *ids, gaussian_ids, *pointers, *values
 
 
-def refuse_sparse_gradients(asked: bool, world: World) -> None:
+def refuse_sparse_gradients(asked: bool, batch: tuple[int, ...], covars: Tensor | None) -> None:
     """Raises `UserError` where sparse gradients are asked for and cannot be had."""
-    if asked and (world.batch or world.covars is not None):
+    if asked and (batch or covars is not None):
         raise UserError(
             "gsplat on the CPU gives sparse gradients of means, quats and scales of one scene; pass sparse_grad=False "
             "with covars or leading batch axes"

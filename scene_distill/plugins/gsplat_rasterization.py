@@ -65,6 +65,11 @@ class Request:
     covars: Tensor | None
 
     def __post_init__(self) -> None:
+        if self.means.dim() < 2 or self.viewmats.dim() < 3:
+            raise UserError(
+                f"gsplat: means are {tuple(self.means.shape)} and viewmats {tuple(self.viewmats.shape)}, expected "
+                "[..., N, 3] and [..., C, 4, 4]"
+            )
         if self.render_mode not in RENDER_MODES:
             raise UserError(f"gsplat: render_mode is {self.render_mode!r}, expected one of {', '.join(RENDER_MODES)}")
         if self.rasterize_mode not in ("classic", "antialiased"):
@@ -73,11 +78,11 @@ class Request:
         if self.absgrad and channels > ops.MAX_ABSOLUTE_CHANNELS:
             raise UserError(f"gsplat on the CPU has absgrad for at most {ops.MAX_ABSOLUTE_CHANNELS} channels")
         refuse_tile_size(self.tile_size)
-        refuse_sparse_gradients(self.sparse, self.world)
+        refuse_sparse_gradients(self.sparse, self.batch, self.covars)
 
     def refuse_colors(self) -> int:
         """The channels of the colours. Raises `UserError` for colours of another shape than gsplat takes."""
-        batch, count, cameras = self.world.batch, self.means.shape[-2], self.viewmats.shape[-3]
+        batch, count, cameras = self.batch, self.means.shape[-2], self.viewmats.shape[-3]
         tail = 1 if self.sh_degree is None else 2
         shape = () if self.colors is None else tuple(self.colors.shape)
         rows = [(*batch, count), (*batch, cameras, count), *([(count,)] if tail == 2 else [])]
@@ -87,6 +92,11 @@ class Request:
                 f"gsplat: colors are {shape} for {cameras} cameras and means {tuple(self.means.shape)}, not {expected}"
             )
         return shape[-1]
+
+    @property
+    def batch(self) -> tuple[int, ...]:
+        """The leading batch axes."""
+        return tuple(self.means.shape[:-2])
 
     @property
     def world(self) -> World:
@@ -106,7 +116,7 @@ class Request:
     @property
     def images(self) -> tuple[int, ...]:
         """The axes of the images, [..., C]."""
-        return (*self.world.batch, self.viewmats.shape[-3])
+        return (*self.batch, self.viewmats.shape[-3])
 
 
 @dataclass(frozen=True, eq=False)
@@ -229,7 +239,7 @@ def _ids(at: tuple[Tensor, ...] | None, cameras: int, layout: Layout) -> dict[st
 
 def _colors(request: Request, screen: Screen) -> Tensor:
     """Colours [I, N, D] of the Gaussians as each image sees them."""
-    colors, (images, count), axes = request.colors, screen.depths.shape, len(request.world.batch)
+    colors, (images, count), axes = request.colors, screen.depths.shape, len(request.batch)
     assert colors is not None  # `Request` has refused that
     cameras, tail = request.images[-1], 1 if request.sh_degree is None else 2
     if colors.dim() == axes + 1 + tail:  # one colour a Gaussian, or a set of coefficients

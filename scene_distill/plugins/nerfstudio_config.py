@@ -45,18 +45,21 @@ SHARED = ("test_every", "test_list")
 
 @dataclass
 class WorkerConfig(MachineConfig):
-    """The one worker that trains all lanes; its device is CUDA where there is one, else the CPU."""
+    """The workers that share the lanes, all on this machine; their device is CUDA where there is one, else the CPU.
+
+    Several machines are torchrun's business: see docs/blocks.md.
+    """
 
     seed: tyro.conf.Fixed[int] = 0
     """the same as --seed"""
-    num_devices: tyro.conf.Fixed[int] = 1
-    """one worker"""
+    num_devices: int = 1
+    """number of workers, the same as --workers; on GPUs one each"""
     num_machines: tyro.conf.Fixed[int] = 1
-    """one worker"""
+    """one machine"""
     machine_rank: tyro.conf.Fixed[int] = 0
-    """one worker"""
+    """one machine"""
     dist_url: tyro.conf.Fixed[str] = "auto"
-    """one worker"""
+    """one machine"""
     device_type: Literal["cpu", "cuda", "mps"] = field(
         default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu"
     )
@@ -101,6 +104,7 @@ class RunTrainerConfig(TrainerConfig):
         test_list: Path | None = None
         image_width: int = 395
         seed: int = 0
+        workers: int = 1
         resume: bool = False
         dry_run: bool = False
 
@@ -124,6 +128,7 @@ class RunTrainerConfig(TrainerConfig):
         engine, and the time stamp: the newest run's with --resume, else a new one."""
         with one_sentence():
             self._take_settings_file(sys.argv[1:])
+            self._take_workers()
             self._tell_tools()
             self.set_experiment_name()
             if self.timestamp == STAMP and self.resume:
@@ -141,6 +146,14 @@ class RunTrainerConfig(TrainerConfig):
             if name not in flags and getattr(self, name) == getattr(default, name):
                 setattr(self, name, getattr(loaded, name))
         self.config = None
+
+    def _take_workers(self) -> None:
+        """Move the number of workers out of nerfstudio's sight: its launcher runs our trainer once, which starts the
+        others itself (nerfstudio 1.1.5 starts several processes only where CUDA is)."""
+        if self.machine.num_devices != 1:
+            if self.workers not in (1, self.machine.num_devices):
+                raise UserError(f"--workers {self.workers} and --machine.num-devices {self.machine.num_devices} differ")
+            self.workers, self.machine.num_devices = self.machine.num_devices, 1
 
     def _tell_tools(self) -> None:
         """Let nerfstudio's datamanager see the same photos, at the same size, with the same views held out."""

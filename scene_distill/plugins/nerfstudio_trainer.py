@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
@@ -30,14 +31,18 @@ class Trainer:
         self.train_lock = Lock()
         self.training_state: Literal["training", "paused", "completed"] = "training"
         self.onlookers: tuple[Onlookers, ...] = ()
+        self._workers = ExitStack()
 
     def setup(self, test_mode: str = "val") -> None:
-        """Load the data, split it and check the budget; on a dry run print the plan."""
-        with one_sentence():
+        """Start the other workers, load the data, split it and check the budget; on a dry run print the plan."""
+        with one_sentence(), ExitStack() as started:
             from scene_distill.training.loop import plan_text, prepare
+            from scene_distill.training.workers import workers_of
 
-            entry = self.config.entry
-            self.training = prepare(entry.name, self.config.run_config(), entry.build)
+            entry, config = self.config.entry, self.config.run_config()
+            workers = started.enter_context(workers_of(entry.name, config))
+            self.training = prepare(entry.name, config, entry.build, workers)
+            self._workers = started.pop_all()
             if self.training.config.dry_run:
                 say(plan_text(self.training))
                 say_next(f"ns-train {entry.name} --data {self.config.data}", "the same without --dry-run")
@@ -45,9 +50,10 @@ class Trainer:
     def train(self) -> None:
         """Train what is left, save the model, nerfstudio's checkpoint and the metrics; prints figures and what next."""
         if self.training.config.dry_run:
+            self._workers.close()
             return
         try:
-            with one_sentence():
+            with one_sentence(), self._workers:
                 self._begin()
                 self._train()
         except KeyboardInterrupt:
@@ -57,11 +63,8 @@ class Trainer:
                 onlooker.close()
 
     def _begin(self) -> None:
-        training, folder = self.training, self.training.folder
-        folder.open(training.config, training.method_name)
-        if training.config.resume and training.runtime.resume():
-            say(f"resumed at round {training.runtime.next_round} of {len(training.runtime.rounds)}")
-        folder.rewind_log(training.runtime.next_round)
+        folder = self.training.folder
+        self.training.begin()
         write_json(folder.path / "dataparser_transforms.json", IDENTITY)
         if self.config.is_viewer_enabled():
             self.onlookers += (Viewer(self),)

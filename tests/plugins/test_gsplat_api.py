@@ -248,5 +248,9 @@ def test_what_needs_a_gpu_says_what_to_do() -> None:
     w, c = world(5), cameras(1)
     with pytest.raises(UserError, match=r"no 2D Gaussians; draw 3D Gaussians .* \(called: rasterization_2dgs\)"):
         gsplat.rasterization_2dgs(**w, colors=torch.zeros(5, 3), **c, **WORDS)
+    with pytest.raises(UserError, match=r"covars are \(5, 3, 3\), expected upper triangles"):
+        gsplat.fully_fused_projection(w["means"], torch.zeros(5, 3, 3), None, None, **c, **WORDS)
+    with pytest.raises(UserError, match=r"means are \(3,\)"):
+        gsplat.rasterization(**(w | {"means": torch.zeros(3)}), colors=torch.zeros(5, 3), **c, **WORDS)
     with pytest.raises(UserError, match="undistort the photos first"):
         gsplat.rasterization(**w, colors=torch.zeros(5, 3), **c, **WORDS, camera_model="fisheye")

@@ -25,7 +25,7 @@ LOOK = """
 import json, time, torch
 from torchmetrics.image import lpip
 from nerfstudio.models import splatfacto
-before = [torch.Tensor.cuda, splatfacto.rasterization, splatfacto.SplatfactoModel.populate_modules,
+before = [torch.Tensor.cuda, splatfacto.SplatfactoModel.populate_modules,
           splatfacto.SplatfactoModel.get_image_metrics_and_images, splatfacto.get_viewmat,
           lpip.LearnedPerceptualImagePatchSimilarity]
 from nerfstudio.engine import schedulers
@@ -36,10 +36,11 @@ started = time.process_time()
 import scene_distill.plugins.nerfstudio_methods
 seconds = time.process_time() - started
 import nerfstudio.configs.method_configs as configs
-after = [torch.Tensor.cuda, splatfacto.rasterization, splatfacto.SplatfactoModel.populate_modules,
+after = [torch.Tensor.cuda, splatfacto.SplatfactoModel.populate_modules,
          splatfacto.SplatfactoModel.get_image_metrics_and_images, splatfacto.get_viewmat,
          lpip.LearnedPerceptualImagePatchSimilarity, schedulers.ExponentialDecayScheduler.get_scheduler]
 print(json.dumps({
+    "rasterization": type(splatfacto.rasterization).__name__,
     "same": [a is b for a, b in zip(before, after)],
     "device": configs.all_methods["splatfacto"].machine.device_type,
     "other": configs.all_methods["nerfacto"].machine.device_type,
@@ -86,14 +87,14 @@ def program(name: str) -> Path:
 
 def test_without_the_variable_nothing_is_touched(place: Path) -> None:
     found = json.loads(run(place, None, "-c", LOOK).splitlines()[-1])
-    assert all(found["same"])
+    assert all(found["same"]) and found["rasterization"] == "function"
     assert found["device"] == "cuda"
     assert not found["loaded"]
 
 
 def test_with_the_variable_the_obstacles_are_moved_and_other_methods_left_alone(place: Path) -> None:
     found = json.loads(run(place, "1", "-c", LOOK).splitlines()[-1])
-    assert found["same"] == [False, False, False, False, False, True, False]
+    assert found["same"] == [False, False, False, False, True, False] and found["rasterization"] == "StandIn"
     assert (found["device"], found["other"]) == ("cpu", "cuda")
 
 

@@ -72,10 +72,19 @@ def test_flags_reach_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 
 def test_a_flag_without_effect_is_refused() -> None:
-    for words in (["--max-num-iterations", "5"], ["--machine.num-devices", "2"], ["--steps-per-save", "5"]):
+    for words in (["--max-num-iterations", "5"], ["--machine.num-machines", "2"], ["--steps-per-save", "5"]):
         with pytest.raises(SystemExit) as stopped:
             parsed("--data", "town", *words)
         assert stopped.value.code not in (0, None)
+
+
+def test_nerfstudios_launcher_never_sees_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settled(monkeypatch, "--data", "town", "--machine.num-devices", "3")
+    assert config.machine.num_devices == 1
+    assert config.workers == config.run_config().workers == 3
+    assert settled(monkeypatch, "--data", "town", "--workers", "2").run_config().workers == 2
+    with pytest.raises(SystemExit, match="differ"):
+        settled(monkeypatch, "--data", "town", "--workers", "2", "--machine.num-devices", "3")
 
 
 def test_the_device_and_the_address_are_chosen_by_themselves() -> None:
