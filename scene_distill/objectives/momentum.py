@@ -9,7 +9,8 @@ Cost:      a second decode (and, when attached, its backward); no second render.
 
     L_c = MSE(colour) + MSE(unit quaternion) + MSE(size)  over slots the student draws,  + MSE(opacity) over all slots
 
-The quaternion term takes the nearer of q and -q. Reconstruction-guided weights favour blocks that lag behind the best:
+The quaternion term takes the nearer of q and -q unless told otherwise. Reconstruction-guided weights favour blocks that
+lag behind the best:
 
     w_b = 2 - exp(-[(P* - P_b)^2 + 100 (Q* - Q_b)^2] / (2 sigma_w^2))   in [1, 2)
 
@@ -43,12 +44,22 @@ class MomentumTeacher:
             teacher.mul_(self.momentum).add_(weight, alpha=1 - self.momentum)
 
 
-def consistency(student: Gaussians, teacher: Gaussians) -> Tensor:
-    """L_c, a scalar; zero terms where the student draws nothing."""
-    return ops.momentum_consistency(
+def consistency(student: Gaussians, teacher: Gaussians, quaternions: str = "nearer") -> Tensor:
+    """L_c, a scalar; zero terms where the student draws nothing.
+
+    ``quaternions``: 'nearer' compares with the nearer of q and -q; 'plain' with q as it is (the paper's code), which
+    punishes a rotation for being written with the other sign: |s - t|^2 - |s + t|^2 = -4 s.t more where s.t < 0.
+    """
+    loss = ops.momentum_consistency(
         [student.scales, student.quats, student.opacities, student.features],
         [teacher.scales, teacher.quats, teacher.opacities, teacher.features],
     )
+    if quaternions == "nearer":
+        return loss
+    drawn = student.opacities > 0
+    s, t = (torch.nn.functional.normalize(g.quats, dim=1) for g in (student, teacher))
+    flipped = torch.relu(-(s * t).sum(1)) * drawn
+    return loss + flipped.sum() / drawn.sum().clamp(min=1)
 
 
 def block_weight(scores: Mapping[int, tuple[float, float]], block: int, sigma: float, signal: str = "both") -> float:

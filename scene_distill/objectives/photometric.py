@@ -23,6 +23,22 @@ def reconstruction(render: Tensor, photo: Tensor, dssim: float) -> tuple[Tensor,
     return (1 - dssim) * l1 + dssim * (1 - ssim), l1, ssim
 
 
+def exposed(render: Tensor, photo: Tensor, prior: float) -> Tensor:
+    """The render [H, W, 3] with each channel's gain and bias fitted to the photo's exposure; itself when prior is 0.
+
+    Minimises mean (g I + b - P)^2 + prior ((g - 1)^2 + b^2) per channel, in closed form. The fit takes no gradient: it
+    is a property of the photograph, found anew at every step, so it needs no state and no view numbers.
+    """
+    if prior <= 0:
+        return render
+    image, target = render.detach().reshape(-1, 3), photo.reshape(-1, 3)
+    mean, square, cross = image.mean(0), (image * image).mean(0) + prior, (image * target).mean(0) + prior
+    determinant = square * (1 + prior) - mean * mean
+    gain = (cross * (1 + prior) - mean * target.mean(0)) / determinant
+    bias = (square * target.mean(0) - mean * cross) / determinant
+    return render * gain + bias
+
+
 def volume(scales: Tensor, drawn: Tensor, unit: float) -> Tensor:
     """Mean product of the three sizes of the drawn Gaussians in units of ``unit``^3 (spec momentum_gs.md, section 3.3).
 

@@ -23,9 +23,10 @@ from scene_distill.data.scene import Frame, Scene
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A training view: its camera (training frame and size) and a function that loads its photo [H, W, 3] in
-    [0, 1]."""
+    """A training view: its number among the scene's train frames, its camera (training frame and size) and a function
+    that loads its photo [H, W, 3] in [0, 1]."""
 
+    index: int
     camera: Camera
     photo: Callable[[], Tensor]
 
@@ -78,10 +79,10 @@ class SceneBlocks:
 
     @cached_property
     def _views(self) -> tuple[View, ...]:
-        return tuple(self._view(frame) for frame in self.scene.train_frames)
+        return tuple(self._view(index, frame) for index, frame in enumerate(self.scene.train_frames))
 
-    def _view(self, frame: Frame) -> View:
+    def _view(self, index: int, frame: Frame) -> View:
         def photo() -> Tensor:
             return self.images.get(frame).to(self.device, torch.float32) / 255.0
 
-        return View(self.images.camera(frame).moved(self.origin), photo)
+        return View(index, self.images.camera(frame).moved(self.origin), photo)

@@ -15,7 +15,7 @@ from scene_distill.core import seeds
 from scene_distill.core.cameras import Camera
 from scene_distill.core.gaussians import Gaussians
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
-from scene_distill.methods.momentum_gs.decoder_training import DecoderTraining
+from scene_distill.methods.momentum_gs.decoder_training import DecoderClock, DecoderTraining
 from scene_distill.methods.momentum_gs.halo import OWNER, STAMP, STEPS, first_halo
 from scene_distill.objectives import momentum, photometric
 from scene_distill.renderers.anchors import decode
@@ -30,11 +30,14 @@ from scene_distill.training.scene_blocks import View, view_of_step
 
 @dataclass(frozen=True, eq=False)
 class BlockSetting:
-    """What a block is given and never changes: its number, views, growth rules, point spacing in metres, and a function
-    that says which positions [A, 3] lie in its own cell (bool [A])."""
+    """What a block is given and never changes: its number, views, the number of views of the scene, the clock of its
+    own decoder, growth rules, point spacing in metres, and a function that says which positions [A, 3] lie in its own
+    cell (bool [A])."""
 
     unit: int
     views: tuple[View, ...]
+    all_views: int
+    clock: DecoderClock
     rules: GrowthRules
     spacing: float
     owns: Callable[[Tensor], Tensor]
@@ -57,7 +60,7 @@ class BlockTraining:
         self.shares = decoder is not None
         if decoder is None:
             device = self.anchors.positions.device
-            decoder = DecoderTraining(config, config.iterations, device, config.seed, setting.unit)
+            decoder = DecoderTraining(config, setting.clock, setting.all_views, device, config.seed, setting.unit)
             decoder.restore(state)
         self.decoder = decoder
         self.decoder_frozen = round_.final and self.shares
@@ -72,13 +75,19 @@ class BlockTraining:
         view = view_of_step(self.setting.views, step, self.config.seed, "views", self.setting.unit)
         photo = view.photo()
         anchors, student = self.anchors.trainable(), self.decoder.student
+        drawing = student.in_view(view.index)
         visible = anchors.visible(view.camera)
         gradients, log = None, {"anchors": float(len(anchors)), "visible": float(len(visible))}
         if len(visible):
-            gaussians = decode(anchors, student, visible, view.camera)
+            gaussians = decode(anchors, drawing, visible, view.camera)
             rendering = render(gaussians, view.camera)
             rendering.means2d.retain_grad()
-            loss, numbers = self._loss(anchors, visible, view.camera, gaussians, rendering, photo)
+            image = photometric.exposed(rendering.image, photo, self.config.exposure)
+            loss, numbers = self._reconstruction(image, photo, gaussians)
+            if self.decoder.teaching:
+                loss, numbers = self._taught(loss, numbers, anchors, visible, view, gaussians)
+            loss = self.weight * loss
+            numbers["loss"] = loss.item()
             loss.backward()
             log |= numbers
             self._step_anchors(anchors, visible, step)
@@ -105,21 +114,29 @@ class BlockTraining:
             return state | self.decoder.state(), {}
         return state, self._scores()
 
-    def _loss(self, anchors: Anchors, visible: Tensor, camera: Camera, gaussians: Gaussians, rendering: Rendering,
-              photo: Tensor) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+    def _reconstruction(self, image: Tensor, photo: Tensor, gaussians: Gaussians) -> tuple[Tensor, dict[str, float]]:
         config, drawn = self.config, gaussians.opacities > 0
-        loss, l1, ssim = photometric.reconstruction(rendering.image, photo, config.dssim)
+        loss, l1, ssim = photometric.reconstruction(image, photo, config.dssim)
         if config.volume > 0:
             loss = loss + config.volume * photometric.volume(gaussians.scales, drawn, self.setting.spacing)
-        log = {"l1": l1.item(), "ssim": ssim.item(), "weight": self.weight}
-        if self.decoder.teaching and not self.decoder_frozen:
-            with torch.set_grad_enabled(config.attach_teacher):
-                teacher = decode(anchors, self.decoder.teacher.decoder, visible, camera)
-            consistency = momentum.consistency(gaussians, teacher)
-            loss = loss + config.consistency * consistency
-            log["consistency"] = consistency.item()
-        loss = self.weight * loss
-        return loss, log | {"loss": loss.item()}
+        return loss, {"l1": l1.item(), "ssim": ssim.item(), "weight": self.weight}
+
+    def _taught(self, loss: Tensor, numbers: dict[str, float], anchors: Anchors, visible: Tensor, view: View,
+                gaussians: Gaussians) -> tuple[Tensor, dict[str, float]]:  # fmt: skip
+        """The loss with the consistency to the teacher and, where it is on, to the memory."""
+        config = self.config
+        weights = {
+            "consistency": (config.consistency, self.decoder.teacher),
+            "memory": (config.memory, self.decoder.memory),
+        }
+        for name, (weight, teacher) in weights.items():
+            if weight > 0:
+                with torch.set_grad_enabled(config.attach_teacher):
+                    target = decode(anchors, teacher.decoder.in_view(view.index), visible, view.camera)
+                distance = momentum.consistency(gaussians, target, config.quaternion_loss)
+                loss = loss + weight * distance
+                numbers[name] = distance.item()
+        return loss, numbers
 
     def _step_anchors(self, anchors: Anchors, visible: Tensor, step: int) -> None:
         config, progress = self.config, step / self.config.iterations / self.config.lr_until

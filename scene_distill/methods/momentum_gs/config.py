@@ -34,18 +34,44 @@ class MomentumGSConfig(RunConfig):
     paper's: copies of the block's own that the merge throws away."""
     share_decoder: bool = True
     """One decoder for all blocks; False trains independent blocks, each with its own."""
+    block_order: Literal["interleaved", "contiguous"] = "interleaved"
+    """Order of blocks in the stream of visits: a seeded permutation, or cell by cell as in the paper's code."""
     momentum: float = 0.9
-    """m of the teacher, per step (paper: 0.9)."""
+    """m of the teacher (paper: `momentum_coefficient`, 0.9)."""
+    teacher_clock: Literal["step", "visit"] = "step"
+    """When the teacher moves: with every update of the decoder (paper), or once a visit."""
     consistency: float = 50.0
-    """Weight lambda_c of the consistency loss (paper: 50; 0 switches the teacher off)."""
+    """Weight lambda_c of the consistency loss (paper: `consistency_loss_weight`, 50 to 100; 0 takes the teacher
+    away)."""
     attach_teacher: bool = False
     """Let the consistency loss reach the anchors through the teacher's branch too (the paper's code does)."""
+    quaternion_loss: Literal["nearer", "plain"] = "nearer"
+    """Quaternions are compared up to their sign, which means nothing, or as they are (the paper's code)."""
+    memory: float = 0.0
+    """Weight of a second consistency loss, to a memory of the decoder that moves once a visit (not in the paper)."""
+    memory_momentum: float = 0.7
+    """m of the memory, per visit."""
     weighting: Literal["both", "psnr", "ssim", "none"] = "both"
     """Signal of the reconstruction-guided block weights (paper: both)."""
     weighting_sigma: float = 10.0
-    """sigma_w of the block weights (paper: 9 to 13)."""
+    """sigma_w of the block weights (paper: `adaptive_sigma`, 9 to 13)."""
     score_momentum: float = 0.5
     """Momentum of a block's running PSNR and SSIM, per visit."""
+
+    add_opacity_dist: bool = False
+    """The opacity head also sees the distance to the camera (off in the paper's runs)."""
+    add_cov_dist: bool = False
+    """The covariance head also sees the distance (off in the paper's runs)."""
+    add_color_dist: bool = False
+    """The colour head also sees the distance (off in the paper's runs)."""
+    use_feat_bank: bool = False
+    """Blend three resolutions of an anchor's feature by direction and distance (off in the paper's runs)."""
+    appearance_dim: int = 0
+    """Length of an appearance vector per training photo that the colour head sees; 0: none (the paper's runs). Their
+    table is shared by all blocks; held-out views are drawn with the mean."""
+    exposure: float = 0.0
+    """Fit gain and bias of each channel of a render to its photo before they are compared, pulled towards no change
+    with this weight per pixel; 0: compare as they are (paper)."""
 
     visits: int = 20
     """Stays of a block on a lane; a visit lasts iterations / visits steps (paper: 120)."""
@@ -87,5 +113,9 @@ class MomentumGSConfig(RunConfig):
     """Learning rate of the covariance head, first and last."""
     lr_color_head: tuple[float, float] = (8e-3, 5e-5)
     """Learning rate of the colour head, first and last."""
+    lr_feat_bank: tuple[float, float] = (1e-2, 1e-5)
+    """Learning rate of the feature bank, first and last."""
+    lr_appearance: tuple[float, float] = (5e-2, 5e-4)
+    """Learning rate of the appearance vectors, first and last."""
     lr_until: float = 0.5
     """Fraction of the steps over which learning rates fall from first to last."""

@@ -70,6 +70,19 @@ class MergedCity:
         """The picture of a world camera on black; depth in the scene's unit when asked for."""
         return render(self.gaussians(camera, blocks), camera.moved(self.origin), with_depth=with_depth)
 
+    def as_photographed_in(self, view: str) -> MergedCity:
+        """The city with the appearance of a training photograph, by its name; as it is when it learned none.
+
+        Raises `UserError` for a name that is not among the photographs it was trained on.
+        """
+        names = self.metadata.get("appearance_views")
+        if names is None:
+            return self
+        if view not in names:
+            raise UserError(f"'{view}' is no photo that this city was trained on; give the name of a training photo")
+        index = names.index(view)
+        return replace(self, decoders=tuple(decoder.in_view(index) for decoder in self.decoders))
+
     @torch.no_grad()
     def render_tinted(self, camera: Camera) -> Rendering:
         """`render`, with depth, and the anchors of every block in a tint of their own."""

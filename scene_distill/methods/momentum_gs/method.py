@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scene_distill.blocks import assignment as assigning
 from scene_distill.blocks.partition import Partition
-from scene_distill.blocks.schedule import Round, Visit, make_schedule, shared_steps
+from scene_distill.blocks.schedule import Round, Visit, make_schedule
 from scene_distill.blocks.store import State
 from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
@@ -22,7 +22,7 @@ from scene_distill.data.scene import Scene
 from scene_distill.methods.momentum_gs.block import BlockSetting, BlockTraining, first_block_state
 from scene_distill.methods.momentum_gs.coarse import render_difference, train_coarse
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
-from scene_distill.methods.momentum_gs.decoder_training import DecoderTraining
+from scene_distill.methods.momentum_gs.decoder_training import DecoderClock, DecoderTraining
 from scene_distill.methods.momentum_gs.halo import HaloRegion, exchanged
 from scene_distill.methods.momentum_gs.merged import FIELDS, MergedCity
 from scene_distill.nets.gaussian_decoder import decoder_from_state
@@ -49,9 +49,10 @@ class MomentumGS:
         if config.assignment == "render":
             self.blocks.assignment = self._assigned_by_render()
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
-        self.shared: DecoderTraining = DecoderTraining(
-            config, max(shared_steps(self.rounds), 1), self.device, config.seed, "shared"
-        )
+        if config.block_order == "contiguous":
+            self.rounds = contiguous(self.rounds)
+        clock = DecoderClock.of_all(self.rounds)
+        self.shared = DecoderTraining(config, clock, len(scene.train_frames), self.device, config.seed, "shared")
 
     @property
     def partition(self) -> Partition:
@@ -87,7 +88,11 @@ class MomentumGS:
         )  # fmt: skip
         state = first_block_state(anchors, self._first_owners(unit, anchors))
         if not self.config.share_decoder:
-            state |= DecoderTraining(self.config, self.config.iterations, self.device, self.config.seed, unit).state()
+            setting = self._setting(unit)
+            decoder = DecoderTraining(
+                self.config, setting.clock, setting.all_views, self.device, self.config.seed, unit
+            )
+            state |= decoder.state()
         return state
 
     def _first_owners(self, unit: int, anchors: Anchors) -> Tensor:
@@ -136,24 +141,29 @@ class MomentumGS:
         shared = (self.shared.student.copy(),) if self.config.share_decoder else tuple(decoders)
         fields = (torch.cat([getattr(part, name) for part in kept]) for name in FIELDS)
         metadata = {"blocks": self.partition.to_dict(), "up": self.scene.up.tolist()} | self.scene.metadata
+        if self.config.appearance_dim > 0:
+            metadata["appearance_views"] = [frame.name for frame in self.scene.train_frames]
         city = MergedCity(Anchors(*fields), torch.cat(blocks), shared, self.blocks.origin, metadata)
         return city.to(self.device)
 
     def _setting(self, unit: int) -> BlockSetting:
         blocks = self.blocks
         return BlockSetting(
-            unit, blocks.views(unit), self._rules(unit), blocks.spacing, lambda positions: blocks.owns(unit, positions)
-        )
+            unit, blocks.views(unit), len(self.scene.train_frames), DecoderClock.of_one(self.rounds, unit),
+            self._rules(unit), blocks.spacing, lambda positions: blocks.owns(unit, positions),
+        )  # fmt: skip
 
     def _rules(self, unit: int) -> GrowthRules:
-        config = self.config
+        config, first = self.config, self.blocks.first_points(unit)
+        if config.halo == "shared":
+            first = first[self.partition.owns(self.scene.points[first], unit)]
         return GrowthRules(
             cells=tuple(cell * self.blocks.spacing for cell in config.growth_cells),
             gradient=config.growth_gradient,
             min_views=config.growth_views,
             min_opacity=config.min_opacity,
             max_size=4.0 * self.blocks.spacing,
-            max_anchors=int(config.growth_limit * len(self.blocks.first_points(unit))),
+            max_anchors=int(config.growth_limit * len(first)),
         )
 
     def plan(self) -> dict[str, Any]:
@@ -162,6 +172,16 @@ class MomentumGS:
         lanes = limits[: min(self.config.lanes, self.config.blocks)]
         working_set = BYTES_PER_ANCHOR * sum(lanes) + BYTES_PER_VISIBLE_ANCHOR * limits[0]
         return {"table": self.blocks.table(), "working_set_bytes": working_set}
+
+
+def contiguous(rounds: tuple[Round, ...]) -> tuple[Round, ...]:
+    """The same rounds with the blocks in the order of their numbers, which are those of neighbouring cells."""
+    order = list(dict.fromkeys(visit.unit for round_ in rounds for visit in round_.visits))
+    rank = {unit: place for place, unit in enumerate(order)}
+    return tuple(
+        replace(round_, visits=tuple(replace(visit, unit=rank[visit.unit]) for visit in round_.visits))
+        for round_ in rounds
+    )
 
 
 build = MomentumGS
