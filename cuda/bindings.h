@@ -62,6 +62,32 @@ typedef struct sd_harmonics {
     const float* extents;        // [N, 2] of the projection: rows that are not drawn are skipped; or NULL
 } sd_harmonics;
 
+// Splats as a file stores them.
+typedef struct sd_splats {
+    int64_t count;                // N
+    int32_t bases, degree;        // K coefficients stored, those up to `degree` (0 .. 3) used
+    const float* means;           // [N, 3]
+    const float* quats;           // [N, 4]
+    const float* log_scales;      // [N, 3]
+    const float* opacity_logits;  // [N]
+    const float* sh;              // [N, K, 3] or NULL: no colours
+} sd_splats;
+
+// What they look like on the screen, or the gradients of it.
+typedef struct sd_splat_screen {
+    float *means2d, *conics, *depths, *opacities2d, *extents, *colors;
+} sd_splat_screen;
+
+typedef struct sd_splats_gradient {
+    float *means, *quats, *log_scales, *opacity_logits, *sh;
+} sd_splats_gradient;
+
+// Chosen rows of arrays [total, size] whose rows lie `stride` floats apart.
+typedef struct sd_rows {
+    const int64_t* index;  // [count], none twice
+    int64_t count, total, size, stride;
+} sd_rows;
+
 typedef struct sd_decoder {
     const float* w1[3];  // [32, 35] for opacity, covariance, colour
     const float* b1[3];  // [32]
@@ -139,6 +165,13 @@ typedef struct sd_slots {
     /* colors: what the forward pass wrote. v_camera_center [3] or NULL. */                                                  \
     SD_EXPORT void sd_harmonics_backward_##isa(const sd_harmonics* harmonics, const float* colors, const float* v_colors,    \
                                                float* v_means, float* v_coefficients, float* v_camera_center);               \
+    /* As sd_project_forward and sd_harmonics_forward of the activated splats, in one pass. */                              \
+    SD_EXPORT int64_t sd_splats_forward_##isa(const sd_splats* splats, const sd_view* view, const sd_limits* limits,         \
+                                              const sd_splat_screen* screen);                                                \
+    /* drawn: extents and colors of the forward pass. v: means2d .. opacities2d may be NULL. The camera is a constant. */   \
+    SD_EXPORT void sd_splats_backward_##isa(const sd_splats* splats, const sd_view* view, const sd_limits* limits,           \
+                                            const sd_splat_screen* drawn, const sd_splat_screen* v,                          \
+                                            const sd_splats_gradient* out);                                                  \
     /* items x rounds x 16 independent vector multiply-adds, for timing. */                                                  \
     SD_EXPORT float sd_multiply_add_chains_##isa(int64_t items, int64_t rounds);                                             \
     SD_EXPORT int32_t sd_lanes_##isa(void); /* floats in a vector of this build */                                           \
@@ -152,6 +185,13 @@ typedef struct sd_slots {
     SD_EXPORT void sd_adam_##isa(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t rows,          \
                                  int64_t row_size, const uint8_t* visible, float lr, float beta1, float beta2, float eps,    \
                                  int64_t step);                                                                              \
+    /* out [count, size] = the rows. Returns how many indices are out of range; nothing is written then. */                  \
+    SD_EXPORT int64_t sd_take_rows_##isa(const float* source, const sd_rows* rows, float* out);                              \
+    /* Adam on the rows of param, exp_avg and exp_avg_sq; grad [count, size], its rows grad_stride apart; the first */      \
+    /* `leading` numbers of a row are stepped with leading_lr. Returns what sd_take_rows returns. */                        \
+    SD_EXPORT int64_t sd_adam_rows_##isa(float* param, const float* grad, float* exp_avg, float* exp_avg_sq,                 \
+                                         const sd_rows* rows, int64_t grad_stride, float lr, float beta1, float beta2,       \
+                                         float eps, int64_t step, int64_t leading, float leading_lr);                        \
     SD_EXPORT void sd_decode_forward_##isa(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* slots);     \
     /* v_slots: members may be NULL. v_positions .. v_log_scales are zero in the rows of anchors that are not visible. */   \
     SD_EXPORT void sd_decode_backward_##isa(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* v_slots,  \

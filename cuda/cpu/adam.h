@@ -18,14 +18,15 @@ struct AdamStep {
         rate = static_cast<float>(lr / bias1), inverse_root = static_cast<float>(1.0 / ::sqrt(bias2));
     }
     void apply(float* p, const float* grad, float* m, float* v, int64_t count) const {
-        for (int64_t i = 0; i < count; i += kLanes) {
-            int n = static_cast<int>(least<int64_t>(kLanes, count - i));
-            Floats g = load_first(grad + i, n);
-            Floats m1 = fma(beta1, load_first(m + i, n), rest1 * g);
-            Floats v1 = fma(beta2, load_first(v + i, n), rest2 * g * g);
-            store_first(m + i, m1, n), store_first(v + i, v1, n);
-            store_first(p + i, load_first(p + i, n) - rate * m1 / fma(sqrt(v1), inverse_root, eps), n);
-        }
+        for (int64_t i = 0; i < count; i += kLanes)
+            apply(p, grad, m, v, i, static_cast<int>(least<int64_t>(kLanes, count - i)), rate);
+    }
+    void apply(float* p, const float* grad, float* m, float* v, int64_t i, int n, Floats own_rate) const {
+        Floats g = load_first(grad + i, n);
+        Floats m1 = fma(beta1, load_first(m + i, n), rest1 * g);
+        Floats v1 = fma(beta2, load_first(v + i, n), rest2 * g * g);
+        store_first(m + i, m1, n), store_first(v + i, v1, n);
+        store_first(p + i, load_first(p + i, n) - own_rate * m1 / fma(sqrt(v1), inverse_root, eps), n);
     }
 };
 

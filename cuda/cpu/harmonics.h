@@ -21,12 +21,16 @@ struct HarmonicsLanes {
     Floats x, y, z, inverse_distance;
     Mask seen;
 
-    HarmonicsLanes(const sd_harmonics& in, int64_t i, int n) {
-        seen = first_lanes(n);
+    HarmonicsLanes(const sd_harmonics& in, int64_t i, int n) : seen(first_lanes(n)) {
         if (in.extents) seen = seen & (load_strided(in.extents + 2 * i, 2, n) > 0.0f);
-        x = load_strided(in.means + 3 * i, 3, n) - in.camera_center[0];
-        y = load_strided(in.means + 3 * i + 1, 3, n) - in.camera_center[1];
-        z = load_strided(in.means + 3 * i + 2, 3, n) - in.camera_center[2];
+        Floats mean[3];
+        for (int k = 0; k < 3; ++k) mean[k] = load_strided(in.means + 3 * i + k, 3, n);
+        look(mean, in.camera_center);
+    }
+    HarmonicsLanes(const Floats (&mean)[3], const float* camera_center, Mask drawn) : seen(drawn) { look(mean, camera_center); }
+
+    void look(const Floats (&mean)[3], const float* camera_center) {
+        x = mean[0] - camera_center[0], y = mean[1] - camera_center[1], z = mean[2] - camera_center[2];
         inverse_distance = 1.0f / max(sqrt(fma(x, x, fma(y, y, z * z))), 1e-12f);
         x = x * inverse_distance, y = y * inverse_distance, z = z * inverse_distance;
     }
@@ -75,24 +79,74 @@ inline void load_coefficients(const sd_harmonics& in, int64_t i, int n, Mask see
     load_columns(rows, n, columns, out);
 }
 
-inline void harmonics_forward(const sd_harmonics& in, float* colors) {
+// Colours of the Gaussians i .. i + n - 1; zero where they are not seen.
+inline void harmonics_lanes(const sd_harmonics& in, const HarmonicsLanes& at, int64_t i, int n, float* colors) {
     const int active = (in.degree + 1) * (in.degree + 1);
+    Floats color[3] = {0.0f, 0.0f, 0.0f};
+    if (any(at.seen)) {
+        Floats c[3 * kBases], b[kBases];
+        load_coefficients(in, i, n, at.seen, 3 * active, c);
+        at.basis(in.degree, b);
+        for (auto& value : color) value = 0.5f;
+        for (int k = 0; k < active; ++k)
+            for (int j = 0; j < 3; ++j) color[j] = fma(b[k], c[3 * k + j], color[j]);
+    }
+    for (int j = 0; j < 3; ++j) store_strided(colors + 3 * i + j, 3, zero_unless(at.seen, max(color[j], 0.0f)), n);
+}
+
+inline void harmonics_forward(const sd_harmonics& in, float* colors) {
     parallel_chunks(in.count, kHarmonicsChunk, [&](int64_t begin, int64_t end, int64_t) {
         for (int64_t i = begin; i < end; i += kLanes) {
             int n = static_cast<int>(least<int64_t>(kLanes, end - i));
-            HarmonicsLanes at(in, i, n);
-            Floats color[3] = {0.0f, 0.0f, 0.0f};
-            if (any(at.seen)) {
-                Floats c[3 * kBases], b[kBases];
-                load_coefficients(in, i, n, at.seen, 3 * active, c);
-                at.basis(in.degree, b);
-                for (auto& value : color) value = 0.5f;
-                for (int k = 0; k < active; ++k)
-                    for (int j = 0; j < 3; ++j) color[j] = fma(b[k], c[3 * k + j], color[j]);
-            }
-            for (int j = 0; j < 3; ++j) store_strided(colors + 3 * i + j, 3, zero_unless(at.seen, max(color[j], 0.0f)), n);
+            harmonics_lanes(in, HarmonicsLanes(in, i, n), i, n, colors);
         }
     });
+}
+
+// store_columns of rows that nobody reads soon: whole cache lines go past the caches, which spares reading them first.
+inline void stream_columns(float* const* rows, int n, int columns, const Floats* in) {
+#if defined(__AVX512F__)
+    bool lines = columns % 16 == 0;
+    for (int i = 0; i < n; ++i) lines = lines && reinterpret_cast<uintptr_t>(rows[i]) % 64 == 0;
+    for (int c = 0; lines && c < columns; c += 16) {
+        __m512 block[16];
+        for (int k = 0; k < 16; ++k) block[k] = in[c + k].v;
+        detail::transpose16(block);
+        for (int i = 0; i < n; ++i) _mm512_stream_ps(rows[i] + c, block[i]);
+    }
+    if (lines) return;
+#endif
+    store_columns(rows, n, columns, in);
+}
+
+// Writes the gradient rows of the coefficients and returns that of the means.
+inline void harmonics_lanes_backward(const sd_harmonics& in, const HarmonicsLanes& at, int64_t i, int n, const float* colors,
+                                     const float* v_colors, float* v_coefficients, Floats (&v)[3]) {
+    const int active = (in.degree + 1) * (in.degree + 1), row = 3 * in.bases;
+    for (auto& value : v) value = 0.0f;
+    if (!any(at.seen)) {
+        __builtin_memset(v_coefficients + i * row, 0, sizeof(float) * static_cast<size_t>(n * row));
+        return;
+    }
+    Floats v_color[3], c[3 * kBases], b[kBases], p[kBases];
+    for (int j = 0; j < 3; ++j)
+        v_color[j] = zero_unless(at.seen & (load_strided(colors + 3 * i + j, 3, n) > 0.0f),
+                                 load_strided(v_colors + 3 * i + j, 3, n));
+    load_coefficients(in, i, n, at.seen, 3 * active, c);
+    at.basis(in.degree, b);
+    for (int k = 0; k < active; ++k) {
+        p[k] = fma(c[3 * k], v_color[0], fma(c[3 * k + 1], v_color[1], c[3 * k + 2] * v_color[2]));
+        for (int j = 0; j < 3; ++j) c[3 * k + j] = b[k] * v_color[j];
+    }
+    float* rows[kLanes];
+    for (int k = 0; k < n; ++k) rows[k] = v_coefficients + (i + k) * row;
+    stream_columns(rows, n, 3 * active, c);
+    for (int k = 0; k < n && active < in.bases; ++k)
+        __builtin_memset(rows[k] + 3 * active, 0, sizeof(float) * static_cast<size_t>(row - 3 * active));
+    at.direction_gradient(in.degree, p, v);
+    Floats along = fma(v[0], at.x, fma(v[1], at.y, v[2] * at.z));
+    v[0] = fnma(along, at.x, v[0]), v[1] = fnma(along, at.y, v[1]), v[2] = fnma(along, at.z, v[2]);
+    for (auto& value : v) value = zero_unless(at.seen, value * at.inverse_distance);
 }
 
 struct HarmonicsGradient {
@@ -101,39 +155,13 @@ struct HarmonicsGradient {
 
 inline void harmonics_backward(const sd_harmonics& in, const float* colors, const float* v_colors, const HarmonicsGradient& out,
                                float* v_camera_center) {
-    const int active = (in.degree + 1) * (in.degree + 1), row = 3 * in.bases;
     Scratch scratch;
     float(*partial)[3] = scratch.array<float[3]>(0, in.count / kHarmonicsChunk + 1);
     parallel_chunks(in.count, kHarmonicsChunk, [&](int64_t begin, int64_t end, int64_t chunk) {
-        Floats total[3] = {0.0f, 0.0f, 0.0f};
+        Floats total[3] = {0.0f, 0.0f, 0.0f}, v[3];
         for (int64_t i = begin; i < end; i += kLanes) {
             int n = static_cast<int>(least<int64_t>(kLanes, end - i));
-            HarmonicsLanes at(in, i, n);
-            Floats v_color[3], v[3] = {0.0f, 0.0f, 0.0f};
-            Mask pulled = at.seen;
-            if (any(pulled)) {
-                for (int j = 0; j < 3; ++j)
-                    v_color[j] = zero_unless(pulled & (load_strided(colors + 3 * i + j, 3, n) > 0.0f),
-                                             load_strided(v_colors + 3 * i + j, 3, n));
-                Floats c[3 * kBases], b[kBases], p[kBases];
-                load_coefficients(in, i, n, pulled, 3 * active, c);
-                at.basis(in.degree, b);
-                for (int k = 0; k < active; ++k) {
-                    p[k] = fma(c[3 * k], v_color[0], fma(c[3 * k + 1], v_color[1], c[3 * k + 2] * v_color[2]));
-                    for (int j = 0; j < 3; ++j) c[3 * k + j] = b[k] * v_color[j];
-                }
-                float* rows[kLanes];
-                for (int k = 0; k < n; ++k) rows[k] = out.coefficients + (i + k) * row;
-                store_columns(rows, n, 3 * active, c);
-                at.direction_gradient(in.degree, p, v);
-                Floats along = fma(v[0], at.x, fma(v[1], at.y, v[2] * at.z));
-                v[0] = fnma(along, at.x, v[0]), v[1] = fnma(along, at.y, v[1]), v[2] = fnma(along, at.z, v[2]);
-                for (auto& value : v) value = zero_unless(pulled, value * at.inverse_distance);
-                for (int k = 0; k < n && active < in.bases; ++k)
-                    __builtin_memset(rows[k] + 3 * active, 0, sizeof(float) * static_cast<size_t>(row - 3 * active));
-            } else {
-                __builtin_memset(out.coefficients + i * row, 0, sizeof(float) * static_cast<size_t>(n * row));
-            }
+            harmonics_lanes_backward(in, HarmonicsLanes(in, i, n), i, n, colors, v_colors, out.coefficients, v);
             for (int j = 0; j < 3; ++j) store_strided(out.means + 3 * i + j, 3, v[j], n), total[j] = total[j] + v[j];
         }
         for (int j = 0; j < 3; ++j) partial[chunk][j] = sum(total[j]);

@@ -10,7 +10,9 @@
 #include "raster_backward.h"
 #include "raster_forward.h"
 #include "raster_statistics.h"
+#include "rows.h"
 #include "ssim.h"
+#include "stored_splats.h"
 
 #define SD_JOIN2(name, isa) name##_##isa
 #define SD_JOIN(name, isa) SD_JOIN2(name, isa)
@@ -80,6 +82,16 @@ void SD_NAME(sd_harmonics_backward)(const sd_harmonics* harmonics, const float* 
     harmonics_backward(*harmonics, colors, v_colors, {v_means, v_coefficients}, v_camera_center);
 }
 
+int64_t SD_NAME(sd_splats_forward)(const sd_splats* splats, const sd_view* view, const sd_limits* limits,
+                                   const sd_splat_screen* screen) {
+    return StoredPass(*splats, *view, *limits).forward(*screen);
+}
+
+void SD_NAME(sd_splats_backward)(const sd_splats* splats, const sd_view* view, const sd_limits* limits,
+                                 const sd_splat_screen* drawn, const sd_splat_screen* v, const sd_splats_gradient* out) {
+    StoredPass(*splats, *view, *limits).backward(*drawn, *v, *out);
+}
+
 float SD_NAME(sd_multiply_add_chains)(int64_t items, int64_t rounds) { return multiply_add_chains(items, rounds); }
 
 int32_t SD_NAME(sd_lanes)(void) { return kLanes; }
@@ -97,6 +109,15 @@ void SD_NAME(sd_l1_ssim_backward)(const float* image, const float* target, const
 void SD_NAME(sd_adam)(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, int64_t rows, int64_t row_size,
                       const uint8_t* visible, float lr, float beta1, float beta2, float eps, int64_t step) {
     adam(param, grad, exp_avg, exp_avg_sq, rows, row_size, visible, AdamStep(lr, beta1, beta2, eps, step));
+}
+
+int64_t SD_NAME(sd_take_rows)(const float* source, const sd_rows* rows, float* out) { return take_rows(source, *rows, out); }
+
+int64_t SD_NAME(sd_adam_rows)(float* param, const float* grad, float* exp_avg, float* exp_avg_sq, const sd_rows* rows,
+                              int64_t grad_stride, float lr, float beta1, float beta2, float eps, int64_t step, int64_t leading,
+                              float leading_lr) {
+    return adam_rows({{{param, exp_avg, exp_avg_sq}, grad, grad_stride}, *rows, AdamStep(lr, beta1, beta2, eps, step),
+                      AdamStep(leading_lr, beta1, beta2, eps, step), static_cast<float>(leading)});
 }
 
 void SD_NAME(sd_decode_forward)(const sd_anchors* anchors, const sd_decoder* decoder, const sd_slots* slots) {

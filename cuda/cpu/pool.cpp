@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
@@ -217,8 +218,19 @@ void sd_release_scratch(void) {
 
 int32_t sd_keep_freed_memory(void) {
 #if defined(__GLIBC__)
-    // Blocks up to 1 GiB come from the heap, whose top is never trimmed: no page faults when tensors of a step return.
-    return mallopt(M_MMAP_THRESHOLD, 1 << 30) && mallopt(M_TRIM_THRESHOLD, 0x7fffffff);
+    // Blocks up to 1 GiB come from the heap, whose top is never trimmed: no page faults when tensors of a step return. The
+    // heap grows by 1 GiB of addresses at once (memory follows when it is touched), on huge pages where the system lets us.
+    constexpr int kGrowth = 1 << 30;
+    if (!mallopt(M_MMAP_THRESHOLD, kGrowth) || !mallopt(M_TRIM_THRESHOLD, 0x7fffffff) || !mallopt(M_TOP_PAD, kGrowth)) return 0;
+#if defined(MADV_HUGEPAGE)
+    constexpr uintptr_t kHuge = uintptr_t(2) << 20;
+    uintptr_t before = reinterpret_cast<uintptr_t>(sbrk(0));
+    void* volatile grown = malloc(kGrowth / 2);  // volatile: or the compiler leaves both calls out
+    free(grown);
+    uintptr_t begin = (before + kHuge - 1) / kHuge * kHuge, end = reinterpret_cast<uintptr_t>(sbrk(0)) / kHuge * kHuge;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+    return 1;
 #else
     return 0;
 #endif

@@ -167,6 +167,18 @@ struct WorldGradient {
     float *means, *quats, *scales, *opacities;
 };
 
+struct GaussianGradientLanes {  // of one vector
+    Floats mean[3], quat[4], scale[3], opacity;
+    void write(const WorldGradient& out, Mask seen, int64_t i, int n) const {
+        for (int k = 0; k < 3; ++k) {
+            store_strided(out.means + 3 * i + k, 3, zero_unless(seen, mean[k]), n);
+            store_strided(out.scales + 3 * i + k, 3, zero_unless(seen, scale[k]), n);
+        }
+        for (int k = 0; k < 4; ++k) store_strided(out.quats + 4 * i + k, 4, zero_unless(seen, quat[k]), n);
+        store_first(out.opacities + i, zero_unless(seen, opacity), n);
+    }
+};
+
 struct CameraGradientLanes {  // sums over Gaussians
     Floats w[9] = {0, 0, 0, 0, 0, 0, 0, 0, 0}, t[3] = {0, 0, 0}, f[4] = {0, 0, 0, 0};
 };
@@ -228,7 +240,7 @@ inline void add_camera_gradient(const EllipseLanes& e, const GaussianLanes& g, c
 }
 
 inline void project_lanes_backward(const CameraLanes& camera, GaussianLanes& g, const sd_view& view, const sd_limits& limits,
-                                   const ScreenGradient& grad, int64_t i, int n, Mask seen, const WorldGradient& out,
+                                   const ScreenGradient& grad, int64_t i, int n, Mask seen, GaussianGradientLanes& out,
                                    CameraGradientLanes* camera_sum) {
     Floats zero = 0.0f, v_mean2d[2] = {zero, zero}, v_conic[3] = {zero, zero, zero}, v_depth = zero, v_opacity = zero;
     for (int k = 0; k < 2 && grad.means2d; ++k) v_mean2d[k] = load_strided(grad.means2d + 2 * i + k, 2, n);
@@ -239,10 +251,10 @@ inline void project_lanes_backward(const CameraLanes& camera, GaussianLanes& g, 
     EllipseLanes e;
     e.place(camera, g);
     e.shape(camera, g, limits.eps2d);
-    Floats v_cov[3], v_scale[3], v_rot[9], v_t[2][3];
+    Floats v_cov[3], v_rot[9], v_t[2][3];
     covariance_gradient(e, v_conic, v_opacity, g.opacity, view.antialiased, limits.eps2d, v_cov);
     if (view.antialiased) v_opacity = v_opacity * e.compensation();
-    factor_gradient(e, g, v_cov, v_scale, v_rot, v_t);
+    factor_gradient(e, g, v_cov, out.scale, v_rot, v_t);
 
     Floats v_j00 = zero, v_j02 = zero, v_j11 = zero, v_j12 = zero;
     for (int k = 0; k < 3; ++k) {
@@ -258,15 +270,10 @@ inline void project_lanes_backward(const CameraLanes& camera, GaussianLanes& g, 
     Floats v_cam[3] = {v_rx * e.inverse_z, v_ry * e.inverse_z, zero};
     v_cam[2] = flat ? v_depth : v_depth - e.inverse_z * (fma(v_rx, rx, v_ry * ry) + along_x + along_y);
 
-    for (int k = 0; k < 3; ++k) {
-        Floats v_mean = fma(camera.w[k], v_cam[0], fma(camera.w[3 + k], v_cam[1], camera.w[6 + k] * v_cam[2]));
-        store_strided(out.means + 3 * i + k, 3, zero_unless(seen, v_mean), n);
-        store_strided(out.scales + 3 * i + k, 3, zero_unless(seen, v_scale[k]), n);
-    }
-    Floats v_quat[4];
-    quaternion_gradient(g, v_rot, v_quat);
-    for (int k = 0; k < 4; ++k) store_strided(out.quats + 4 * i + k, 4, zero_unless(seen, v_quat[k]), n);
-    store_first(out.opacities + i, zero_unless(seen, v_opacity), n);
+    for (int k = 0; k < 3; ++k)
+        out.mean[k] = fma(camera.w[k], v_cam[0], fma(camera.w[3 + k], v_cam[1], camera.w[6 + k] * v_cam[2]));
+    quaternion_gradient(g, v_rot, out.quat);
+    out.opacity = v_opacity;
     if (camera_sum) {
         const Floats v_f[4] = {fma(rx, v_mean2d[0], along_x / camera.fx), fma(ry, v_mean2d[1], along_y / camera.fy), v_mean2d[0],
                                v_mean2d[1]};
@@ -298,7 +305,9 @@ inline void project_backward(int64_t total, const float* means, const float* qua
                 continue;
             }
             GaussianLanes g(means, quats, scales, opacities, i, n);
-            project_lanes_backward(camera, g, view, limits, grad, i, n, seen, out, with_camera ? &sums : nullptr);
+            GaussianGradientLanes v;
+            project_lanes_backward(camera, g, view, limits, grad, i, n, seen, v, with_camera ? &sums : nullptr);
+            v.write(out, seen, i, n);
         }
         for (int k = 0; k < 9 && with_camera; ++k) partial[chunk][k] = sum(sums.w[k]);
         for (int k = 0; k < 3 && with_camera; ++k) partial[chunk][9 + k] = sum(sums.t[k]);

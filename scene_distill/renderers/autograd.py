@@ -74,6 +74,20 @@ def _harmonics_backward(ctx: Any, v_colors: Tensor) -> tuple[Any, ...]:
     return *found, None, None
 
 
+def _splats_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[4])
+    ctx.save_for_backward(*inputs[:7], output[4], output[5])
+    ctx.view = inputs[7:]
+
+
+def _splats_backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    *inputs, extents, colors = ctx.saved_tensors
+    v_colors = torch.zeros_like(colors) if grads[5] is None and inputs[4] is not None else grads[5]
+    found = _OPS.project_splats_backward.default(*inputs, *ctx.view, extents, colors, *grads[:4], v_colors)
+    return *found[:4], None if inputs[4] is None else found[4], *(None,) * 6
+
+
 def _raster_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*inputs[:7], *output, inputs[9])
@@ -90,12 +104,15 @@ def _raster_backward(ctx: Any, v_image: Tensor | None, v_alpha: Tensor | None) -
 
 
 def _l1_ssim_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[2])
     ctx.save_for_backward(inputs[0], inputs[1], output[2])
 
 
-def _l1_ssim_backward(ctx: Any, v_l1: Tensor, v_ssim: Tensor, _: Any) -> tuple[Any, ...]:
-    return _OPS.l1_ssim_backward.default(*ctx.saved_tensors, v_l1, v_ssim), None, None
+def _l1_ssim_backward(ctx: Any, v_l1: Tensor | None, v_ssim: Tensor | None, _: Any) -> tuple[Any, ...]:
+    saved = ctx.saved_tensors
+    v_l1, v_ssim = (saved[0].new_zeros(()) if v is None else v for v in (v_l1, v_ssim))
+    return _OPS.l1_ssim_backward.default(*saved, v_l1, v_ssim), None, None
 
 
 def _decode_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -170,6 +187,18 @@ def _fake_harmonics_backward(*inputs: Any) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(tensor) for tensor in inputs[:3])
 
 
+def _fake_splats(means: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return *_fake_project(means), means.new_empty((0 if rest[3] is None else means.shape[0], 3))
+
+
+def _fake_splats_backward(*inputs: Any) -> tuple[Tensor, ...]:
+    return tuple(inputs[0].new_empty((0,)) if t is None else torch.empty_like(t) for t in inputs[:5])
+
+
+def _fake_take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    return tensor.new_empty((rows.shape[0], *tensor.shape[1:]))
+
+
 def _fake_l1_ssim(image: Tensor, target: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
     gradient = torch.empty_like(image) if with_gradient else image.new_empty((0,))
     return image.new_empty(()), image.new_empty(()), gradient
@@ -224,6 +253,10 @@ def register(library: torch.library.Library) -> None:
         ("raster_median", _fake_median),
         ("spherical_harmonics", _fake_harmonics),
         ("spherical_harmonics_backward", _fake_harmonics_backward),
+        ("project_splats", _fake_splats),
+        ("project_splats_backward", _fake_splats_backward),
+        ("take_rows", _fake_take_rows),
+        ("adam_rows_", _fake_adam),
     ):
         torch.library.register_fake(f"scene_distill::{name}", fake, lib=library)
     for name, context, backward in (
@@ -235,5 +268,6 @@ def register(library: torch.library.Library) -> None:
         ("project_orthographic", _project_context, _project_orthographic_backward),
         ("raster_probed", _raster_probed_context, _raster_probed_backward),
         ("spherical_harmonics", _harmonics_context, _harmonics_backward),
+        ("project_splats", _splats_context, _splats_backward),
     ):
         torch.library.register_autograd(f"scene_distill::{name}", backward, setup_context=context, lib=library)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.errors import UserError
-from scene_distill.renderers import native, native_anchors, native_features, reference
+from scene_distill.renderers import native, native_anchors, native_features, native_splats, reference
 
 MAX_ANCHORS = 2**31 // 32
 """Anchors that the kernels' 32-bit row offsets reach."""
@@ -129,6 +129,41 @@ def _spherical_harmonics_backward(means, coefficients, camera_center, degree, ex
     return native_features.spherical_harmonics_backward((*inputs, degree, extents), colors, v_colors, center_grad)
 
 
+def _project_splats(*inputs):
+    stored, camera = _contiguous(*inputs[:5]), _contiguous(*inputs[5:7])
+    width, height, degree, antialiased = inputs[7:]
+    if uses_reference():
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in stored[:4]):
+            raise UserError("some Gaussians have a NaN or infinite mean, quaternion, scale or opacity")
+        return _fresh(reference.project_splats(stored, camera, (width, height), degree, antialiased))
+    return native_splats.project_splats(stored, camera, (width, height), degree, antialiased)
+
+
+def _project_splats_backward(*inputs):
+    stored, camera, (width, height, degree, antialiased) = _contiguous(*inputs[:5]), inputs[5:7], inputs[7:11]
+    extents, colors, *grads = _contiguous(*inputs[11:])
+    if not uses_reference():
+        view = ((width, height), degree, antialiased)
+        return native_splats.project_splats_backward(stored, _contiguous(*camera), view, (extents, colors), grads)
+
+    def drawn(*leaves):
+        held = (*leaves, *stored[len(leaves) :])
+        *screen, _, rgb = reference.project_splats(held, camera, (width, height), degree, antialiased)
+        return *screen, rgb
+
+    pulled = _pull_back(drawn, [tensor for tensor in stored if tensor is not None], grads)
+    return pulled if stored[4] is not None else (*pulled, extents.new_empty((0,)))
+
+
+def _take_rows(tensor, rows):
+    return reference.take_rows(tensor, rows) if uses_reference() else native_splats.take_rows(tensor, rows)
+
+
+def _adam_rows(param, grad, exp_avg, exp_avg_sq, rows, lr, beta1, beta2, eps, step, leading, leading_lr):
+    backend, rates = reference if uses_reference() else native_splats, (lr, beta1, beta2, eps)
+    backend.adam_rows_((param, grad, exp_avg, exp_avg_sq), rows, rates, step, (leading, leading_lr))
+
+
 def _l1_ssim(image, target, with_gradient):
     image, target = _contiguous(image, target)
     if uses_reference():
@@ -236,5 +271,9 @@ def register(library: torch.library.Library) -> None:
         ("raster_median", _raster_median),
         ("spherical_harmonics", _spherical_harmonics),
         ("spherical_harmonics_backward", _spherical_harmonics_backward),
+        ("project_splats", _project_splats),
+        ("project_splats_backward", _project_splats_backward),
+        ("take_rows", _take_rows),
+        ("adam_rows_", _adam_rows),
     ):
         library.impl(name, kernel, "CPU")

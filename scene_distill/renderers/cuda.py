@@ -26,6 +26,7 @@ from torch import Tensor
 
 from scene_distill.core.conventions import TILE
 from scene_distill.core.errors import UserError
+from scene_distill.renderers import cuda_splats
 from scene_distill.renderers.cuda_structures import (
     Adam,
     AnchorGradients,
@@ -404,6 +405,7 @@ OPS = (
     "decode_anchors", "decode_anchors_backward", "momentum_consistency", "momentum_consistency_backward",
     "raster_probed", "raster_probed_backward", "raster_contributions", "raster_median", "project_orthographic",
     "project_orthographic_backward", "spherical_harmonics", "spherical_harmonics_backward",
+    *cuda_splats.COMPOSED,
 )  # fmt: skip
 """Schemas of `ops` that have a CUDA kernel."""
 
@@ -415,4 +417,5 @@ def register(library: torch.library.Library) -> None:
 
 
 def _run(name: str, *inputs: Any) -> Any:
-    return getattr(load(), name)(*inputs)
+    composed = cuda_splats.COMPOSED.get(name)
+    return composed(load(), *inputs) if composed else getattr(load(), name)(*inputs)

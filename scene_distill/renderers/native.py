@@ -111,6 +111,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sd_harmonics_backward": (None, [_P] * 6),
     "sd_multiply_add_chains": (c_float, [c_int64, c_int64]),
     "sd_lanes": (c_int32, []),
+    "sd_splats_forward": (c_int64, [_P, _V, _L, _P]),
+    "sd_splats_backward": (None, [_P, _V, _L, _P, _P, _P]),
+    "sd_take_rows": (c_int64, [_P] * 3),
+    "sd_adam_rows": (c_int64, [_P] * 5 + [c_int64] + [c_float] * 4 + [c_int64, c_int64, c_float]),
     "sd_adam": (None, [_P, _P, _P, _P, c_int64, c_int64, _P, c_float, c_float, c_float, c_float, c_int64]),
 }
 

@@ -53,6 +53,10 @@ for _schema in (
     LIBRARY.define(_schema)
 
 _PROJECT = "Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor cam_from_world, Tensor intrinsics, "
+_STORED = (
+    "Tensor means, Tensor quats, Tensor log_scales, Tensor opacity_logits, Tensor? sh, Tensor cam_from_world, "
+    "Tensor intrinsics, "
+)
 _SCREEN = "Tensor means2d, Tensor conics, Tensor opacities2d, "
 _LISTS = "Tensor tile_offsets, Tensor pair_gaussian, "
 for _schema in (
@@ -72,6 +76,14 @@ for _schema in (
     "Tensor",
     "spherical_harmonics_backward(Tensor means, Tensor coefficients, Tensor camera_center, int degree, "
     "Tensor? extents, Tensor colors, Tensor v_colors, bool center_grad) -> (Tensor, Tensor, Tensor)",
+    f"project_splats({_STORED}int width, int height, int degree, bool antialiased) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"project_splats_backward({_STORED}int width, int height, int degree, bool antialiased, Tensor extents, "
+    "Tensor colors, Tensor? v_means2d, Tensor? v_conics, Tensor? v_depths, Tensor? v_opacities2d, Tensor? v_colors) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "take_rows(Tensor tensor, Tensor rows) -> Tensor",
+    "adam_rows_(Tensor(a!) param, Tensor grad, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor rows, float lr, "
+    "float beta1, float beta2, float eps, int step, int leading, float leading_lr) -> ()",
 ):
     LIBRARY.define(_schema)
 cpu.register(LIBRARY)
@@ -110,6 +122,83 @@ def project(
     _check_size(width, height)
     draw = _OPS.project_orthographic if orthographic else _OPS.project
     return draw(means, quats, scales, opacities, cam_from_world, intrinsics, width, height, antialiased)
+
+
+def project_splats(
+    stored: tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None],
+    cam_from_world: Tensor,
+    intrinsics: Tensor,
+    size: tuple[int, int],
+    degree: int | None = None,
+    antialiased: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`project` and `spherical_harmonics` of stored = (means [N, 3], quats [N, 4], log_scales [N, 3], opacity_logits
+    [N], sh [N, K, 3]) in one pass, without activated copies: what `project` returns, and colours [N, 3].
+
+    Without sh (None) there are no colours ([0, 3]). Differentiable in the stored tensors, not in the camera: activate
+    them for that (`stored_splats.activated`). Raises `UserError` for NaN or infinite Gaussians.
+    """
+    means, quats, log_scales, opacity_logits, sh = stored
+    count = means.shape[0] if means.dim() else 0
+    named: dict[str, tuple[Tensor, tuple[int, ...]]] = {
+        "means": (means, (count, 3)), "quats": (quats, (count, 4)), "log_scales": (log_scales, (count, 3)),
+        "opacity_logits": (opacity_logits, (count,)), "cam_from_world": (cam_from_world, (4, 4)),
+        "intrinsics": (intrinsics, (4,)),
+    }  # fmt: skip
+    held = 0
+    if sh is not None:
+        held = harmonics.degree_of(sh.shape[1])
+        named["sh"] = (sh, (count, sh.shape[1], 3))
+    _check("project_splats", named)
+    _check_size(*size)
+    if torch.is_grad_enabled() and (cam_from_world.requires_grad or intrinsics.requires_grad):
+        raise UserError("project_splats: the camera gets no gradient here; activate the splats and use `project`")
+    if degree is not None and not 0 <= degree <= held:
+        raise UserError(f"project_splats: degree {degree} of coefficients up to degree {held}")
+    used = held if degree is None else degree
+    return _OPS.project_splats(*stored, cam_from_world, intrinsics, *size, used, antialiased)
+
+
+def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The rows [V, ...] of a tensor [N, ...] at ``rows`` [V] int64, on all threads; rows may lie apart (a slice of the
+    second axis). Not differentiable. Raises `UserError` for an index out of range."""
+    _check("take_rows", {"tensor": (tensor, None)})
+    _check_rows("take_rows", rows, tensor)
+    with torch.no_grad():
+        return _OPS.take_rows(tensor, rows)
+
+
+def adam_rows_(
+    state: tuple[Tensor, Tensor, Tensor, Tensor],
+    rows: Tensor,
+    rates: tuple[float, float, float, float],
+    step: int,
+    leading: tuple[int, float] = (0, 0.0),
+) -> None:
+    """`adam_` on chosen rows of state = (param [N, ...], grad [V, ...], exp_avg, exp_avg_sq) in place.
+
+    rows [V] int64, none twice, name the rows that the rows of ``grad`` belong to; rates = (lr, beta1, beta2, eps);
+    leading = (count, lr): so many numbers at the beginning of every row have a learning rate of their own. The rows of
+    every tensor may lie apart (a slice of the second axis). Raises `UserError` for an index out of range.
+    """
+    param, grad, exp_avg, exp_avg_sq = state
+    shape = tuple(param.shape)
+    _check("adam_rows_", {"param": (param, shape), "grad": (grad, (len(rows), *shape[1:])), "exp_avg": (exp_avg, shape),
+                          "exp_avg_sq": (exp_avg_sq, shape)})  # fmt: skip
+    _check_rows("adam_rows_", rows, param, grad, exp_avg, exp_avg_sq)
+    if not 0 <= leading[0] <= math.prod(shape[1:]):
+        raise UserError(f"adam_rows_: {leading[0]} leading numbers in rows of {math.prod(shape[1:])}")
+    if not param.stride(0) == exp_avg.stride(0) == exp_avg_sq.stride(0):
+        raise UserError("adam_rows_: the parameter and its moments must have the same row stride")
+    with torch.no_grad():
+        _OPS.adam_rows_(param, grad, exp_avg, exp_avg_sq, rows, *rates, step, *leading)
+
+
+def _check_rows(op: str, rows: Tensor, *tensors: Tensor) -> None:
+    if rows.dtype != torch.int64 or rows.dim() != 1 or not rows.is_contiguous():
+        raise UserError(f"{op}: rows must be int64 [V], not {rows.dtype} {tuple(rows.shape)}")
+    if not all(len(tensor) == 0 or tensor[0].is_contiguous() for tensor in tensors):
+        raise UserError(f"{op}: the numbers of one row must lie side by side")
 
 
 def bin(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scene_distill.core import conventions
 from scene_distill.core import spherical_harmonics as harmonics
+from scene_distill.core.errors import UserError
 from scene_distill.core.geometry import rotmats_from_quats
 
 SSIM_TAPS, SSIM_SIGMA, SSIM_C1, SSIM_C2 = 11, 1.5, 0.01**2, 0.03**2
@@ -264,6 +265,18 @@ def spherical_harmonics(
     return colors if extents is None else torch.where(extents[:, :1] > 0, colors, torch.zeros_like(colors))
 
 
+def project_splats(
+    stored: tuple[Tensor, ...], camera: tuple[Tensor, Tensor], size: tuple[int, int], degree: int, antialiased: bool
+) -> tuple[Tensor, ...]:
+    """`project` of (means, quats, exp(log_scales), sigmoid(opacity_logits)), and colours [N, 3] from sh, or [0, 3]."""
+    means, quats, log_scales, opacity_logits, sh = stored
+    screen = project((means, quats, log_scales.exp(), opacity_logits.sigmoid()), camera, size, antialiased)
+    if sh is None:
+        return *screen, means.new_empty((0, 3))
+    center = -camera[0][:3, :3].T @ camera[0][:3, 3]
+    return *screen, spherical_harmonics(means, sh, center, degree, screen[4])
+
+
 def ssim_window(like: Tensor) -> Tensor:
     """The normalised 11-tap Gaussian of SSIM, [11]."""
     offsets = torch.arange(SSIM_TAPS, dtype=like.dtype, device=like.device) - SSIM_TAPS // 2
@@ -306,6 +319,34 @@ def adam_(
     with torch.no_grad():
         for old, new in ((param, moved), (exp_avg, first), (exp_avg_sq, second)):
             old.copy_(new if rows is None else torch.where(rows, new, old))
+
+
+def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The rows [V, ...] of a tensor."""
+    _check_rows("take_rows", rows, len(tensor))
+    return tensor.index_select(0, rows)
+
+
+def adam_rows_(
+    state: tuple[Tensor, Tensor, Tensor, Tensor], rows: Tensor, rates: tuple[float, float, float, float], step: int,
+    leading: tuple[int, float],
+) -> None:  # fmt: skip
+    """`adam_` on rows of (param, _, exp_avg, exp_avg_sq) with the gradient [V, ...] in second place; so many leading
+    numbers of a row have a learning rate of their own."""
+    param, grad, exp_avg, exp_avg_sq = state
+    _check_rows("adam_rows_", rows, len(param))
+    chosen = [tensor.index_select(0, rows) for tensor in (param, exp_avg, exp_avg_sq)]
+    for columns, lr in ((slice(0, leading[0]), leading[1]), (slice(leading[0], None), rates[0])):
+        flat = [tensor.reshape(len(rows), -1 if len(rows) else 0)[:, columns] for tensor in (*chosen, grad)]
+        adam_((flat[0], flat[3], flat[1], flat[2]), (lr, *rates[1:]), step, None)
+    for tensor, stepped in zip((param, exp_avg, exp_avg_sq), chosen, strict=True):
+        tensor.index_copy_(0, rows, stepped)
+
+
+def _check_rows(op: str, rows: Tensor, count: int) -> None:
+    wrong = int(((rows < 0) | (rows >= count)).sum())
+    if wrong:
+        raise UserError(f"{op}: {wrong} of the row indices are not in 0 .. {count - 1}")
 
 
 def decode_anchors(

@@ -1,4 +1,4 @@
-"""Gaussians and a camera to an image: project, bin, raster."""
+"""Gaussians, or splats as they are stored, and a camera to an image: project, bin, raster."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from scene_distill.core.cameras import Camera
 from scene_distill.core.gaussians import Gaussians
 from scene_distill.renderers import gsplat, ops
+from scene_distill.renderers.stored_splats import activated, projected
+from scene_distill.representations.splats import Splats
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class Contributions:
     pixels: Tensor
 
 
-def render_all(gaussians: Gaussians, cameras: Sequence[Camera], *, background: Tensor | None = None,
+def render_all(gaussians: Gaussians | Splats, cameras: Sequence[Camera], *, background: Tensor | None = None,
                with_depth: bool = False, antialiased: bool = False,
                options: DrawOptions = PLAIN) -> list[Rendering]:  # fmt: skip
     """`render` of several cameras, which may differ in size: one after another, each on all threads."""
@@ -99,7 +101,7 @@ def contributions(
 
 
 def render(
-    gaussians: Gaussians,
+    gaussians: Gaussians | Splats,
     camera: Camera,
     *,
     background: Tensor | None = None,
@@ -110,6 +112,7 @@ def render(
     """Draw Gaussians with any number of feature channels D <= 512 (511 with depth) over a background [D], black if
     None.
 
+    `Splats` show their view-dependent colours; activations, projection and harmonics are then one kernel.
     Differentiable in every tensor of the Gaussians and in the background; gradients of pose and intrinsics are
     available from `render_from`.
     """
@@ -122,7 +125,7 @@ def render(
 
 
 def render_from(
-    gaussians: Gaussians,
+    gaussians: Gaussians | Splats,
     cam_from_world: Tensor,
     intrinsics: Tensor,
     size: tuple[int, int],
@@ -135,14 +138,15 @@ def render_from(
     """`render` for a pose [4, 4], intrinsics [4] = (fx, fy, cx, cy), size (width, height); differentiable in both."""
     if gsplat.asked(options.backend):
         camera = (cam_from_world, intrinsics)
+        if isinstance(gaussians, Splats):
+            gaussians = activated(gaussians, cam_from_world)
         return _render_with_gsplat(gaussians, camera, size, background, with_depth, antialiased, options)
     width, height = size
-    means2d, conics, depths, opacities2d, extents = ops.project(
-        gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, cam_from_world, intrinsics,
-        width, height, antialiased, options.orthographic,
-    )  # fmt: skip
+    (means2d, conics, depths, opacities2d, extents), features = _project(
+        gaussians, (cam_from_world, intrinsics), size, antialiased, options.orthographic
+    )
     lists = ops.bin(means2d.detach(), conics.detach(), opacities2d.detach(), depths.detach(), extents, width, height)
-    features, background = _channels(gaussians.features, background, depths if with_depth else None)
+    features, background = _channels(features, background, depths if with_depth else None)
     screen = (means2d, conics, opacities2d)
     image, alpha, probe = _raster(screen, features, background, lists, size, options)
     image, depth = _split_depth(image, alpha) if with_depth else (image, None)
@@ -179,6 +183,18 @@ def _split_depth(image: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _Screen = tuple[Tensor, Tensor, Tensor]
+_Projected = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _project(gaussians: Gaussians | Splats, camera: tuple[Tensor, Tensor], size: tuple[int, int], antialiased: bool,
+             orthographic: bool) -> tuple[_Projected, Tensor]:  # fmt: skip
+    """What `ops.project` returns, and the features; one kernel for stored splats where it has all that is asked for."""
+    if isinstance(gaussians, Splats):
+        if not orthographic and not any(part.requires_grad for part in camera):
+            return projected(gaussians, *camera, size, antialiased)
+        gaussians = activated(gaussians, camera[0])
+    world = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities)
+    return ops.project(*world, *camera, *size, antialiased, orthographic), gaussians.features
 
 
 def _raster(screen: _Screen, features: Tensor, background: Tensor, lists: tuple[Tensor, Tensor], size: tuple[int, int],

@@ -55,22 +55,20 @@ class SplatStep:
             name: (torch.zeros_like(parameter), torch.zeros_like(parameter))
             for name, parameter in self.parameters.items()
         }
-        self.center, self.background, self.steps = torch.zeros(3), torch.zeros(3), 0
+        self.background, self.steps = torch.zeros(3), 0
         with torch.no_grad():
             self.target = self.draw()[0].flip(1).contiguous()
 
-    def world(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """means, quats, scales, opacities."""
+    def stored(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """means, quats, log_scales, opacity_logits, sh."""
         own = self.parameters
-        return own["means"], own["quats"], own["log_scales"].exp(), own["opacity_logits"].sigmoid()
+        return own["means"], own["quats"], own["log_scales"], own["opacity_logits"], own["sh"]
 
     def draw(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The picture, and projected Gaussians, colours and lists that it was made from."""
-        means2d, conics, depths, opacities2d, extents = ops.project(
-            *self.world(), self.pose, self.intrinsics, *self.size
+        means2d, conics, depths, opacities2d, extents, colors = ops.project_splats(
+            self.stored(), self.pose, self.intrinsics, self.size
         )
-        own = self.parameters
-        colors = ops.spherical_harmonics(own["means"], own["sh"], self.center, extents=extents)
         screen = (means2d.detach(), conics.detach(), opacities2d.detach())
         lists = ops.bin(*screen, depths.detach(), extents, *self.size)
         image, alpha = ops.raster(means2d, conics, opacities2d, colors, self.background, *lists, *self.size)
@@ -109,24 +107,18 @@ def stages_of(step: SplatStep) -> dict[str, Callable[[], Any]]:
     kernels = torch.ops.scene_distill
     with torch.no_grad():
         _, (means2d, conics, opacities2d, depths, extents, colors, *rest) = step.draw()
-        world = tuple(t.detach() for t in step.world())
+        stored = tuple(t.detach() for t in step.stored())
     lists, image, alpha = rest[:2], rest[2], rest[3]
-    sh, camera = step.parameters["sh"].detach(), (step.pose, step.intrinsics)
+    seen = (*stored, step.pose, step.intrinsics, *step.size, 3, False)
     drawn = (means2d, conics, opacities2d, colors, step.background, *lists)
     one, ssim_gradient = torch.ones(()), kernels.l1_ssim(image, step.target, True)[2]
     v_image = kernels.l1_ssim_backward(image, step.target, ssim_gradient, 0.8 * one, -0.2 * one)
     pulled = kernels.raster_backward(*drawn, image, alpha, v_image, None)
-    v_screen = (pulled[0], pulled[1], None, pulled[2])
+    v_screen = (pulled[0], pulled[1], None, pulled[2], pulled[3])
     columns = [torch.rand((len(means2d), 59)) for _ in range(4)]
     return {
-        "project_forward": lambda: kernels.project(*world, *camera, *step.size, False),
-        "project_backward": lambda: kernels.project_backward(
-            *world, *camera, *step.size, False, extents, *v_screen, False
-        ),
-        "harmonics_forward": lambda: kernels.spherical_harmonics(world[0], sh, step.center, 3, extents),
-        "harmonics_backward": lambda: kernels.spherical_harmonics_backward(
-            world[0], sh, step.center, 3, extents, colors, pulled[3], False
-        ),
+        "project_forward": lambda: kernels.project_splats(*seen),
+        "project_backward": lambda: kernels.project_splats_backward(*seen, extents, colors, *v_screen),
         "bin": lambda: kernels.bin(means2d, conics, opacities2d, depths, extents, *step.size),
         "raster_forward": lambda: kernels.raster(*drawn, *step.size),
         "raster_backward": lambda: kernels.raster_backward(*drawn, image, alpha, v_image, None),
@@ -162,7 +154,7 @@ def bench_step(case: BenchCase, repetitions: int) -> dict[str, Any]:
         "occupation_backward": bound_ms(evaluations, BACKWARD_OPERATIONS) / backward,
         "pairs": len(lists[1]), "row_evaluations_per_pixel": rows / pixels,
         "evaluations_per_pixel": evaluations / pixels, "useful_lanes": useful / evaluations, "vector_rate": rate,
-        "project_and_harmonics_ms": sum(ms for name, ms in times.items() if name.startswith(("project", "harmonics"))),
+        "project_and_harmonics_ms": sum(ms for name, ms in times.items() if name.startswith("project")),
         "stages_ms": times,
     }  # fmt: skip
 

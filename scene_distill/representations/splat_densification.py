@@ -58,8 +58,8 @@ class ScreenGradients:
     def observe(self, drawn: Tensor, norms: Tensor) -> None:
         """Add one view: indices [V] of the splats drawn in it (none twice) and their gradient norms [V] in normalised
         device units."""
-        self.gradient[drawn] += norms
-        self.views[drawn] += 1
+        self.gradient.index_add_(0, drawn, norms)
+        self.views.index_add_(0, drawn, torch.ones_like(norms))
 
     def rows(self, keep: Tensor, added: int) -> ScreenGradients:
         """The rows of a mask followed by ``added`` fresh ones."""

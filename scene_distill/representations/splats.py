@@ -105,3 +105,8 @@ class Splats:
             opacities=self.opacity_logits.sigmoid(),
             features=spherical_harmonics.evaluate(self.sh, directions).clamp_min(0.0),
         )
+
+
+def stored_tensors(splats: Splats) -> dict[str, Tensor]:
+    """The tensors of the splats by their names."""
+    return {field.name: getattr(splats, field.name) for field in fields(splats)}

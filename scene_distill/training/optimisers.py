@@ -35,6 +35,17 @@ class AdamMoments:
         """
         ops.adam_(parameter, gradient, self.first, self.second, rate, *BETAS, EPSILON, step, rows)
 
+    def step_rows(self, parameter: Tensor, gradient: Tensor, rate: float, step: int, rows: Tensor,
+                  leading: tuple[int, float] = (0, 0.0)) -> None:  # fmt: skip
+        """`step` on the rows [V] int64, none twice, that the rows of ``gradient`` [V, ...] belong to; leading = (count,
+        rate): so many numbers at the beginning of every row have a learning rate of their own."""
+        state = (parameter, gradient, self.first, self.second)
+        ops.adam_rows_(state, rows, (rate, *BETAS, EPSILON), step, leading)
+
+    def columns(self, count: int) -> AdamMoments:
+        """The moments of the first ``count`` entries of the second axis, not copied."""
+        return AdamMoments(self.first[:, :count], self.second[:, :count])
+
     def select(self, keep: Tensor, added: int) -> AdamMoments:
         """The rows of a mask followed by ``added`` zero rows."""
 

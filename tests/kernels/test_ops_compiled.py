@@ -77,6 +77,21 @@ def harmonics_inputs():
     }
 
 
+def stored_inputs():
+    stored = [torch.randn(shape, requires_grad=True) for shape in ((9, 3), (9, 4), (9, 3), (9,), (9, 16, 3))]
+    camera, view = (torch.eye(4), torch.tensor([30.0, 30.0, 16.0, 10.0])), (*SIZE, 3, True)
+    plain = [t.detach() for t in stored]
+    found = torch.ops.scene_distill.project_splats(*plain, *camera, *view)
+    grads = [torch.rand_like(t) for t in (*found[:4], found[5])]
+    rows, moments = torch.tensor([4, 1]), [torch.rand(9, 16, 3) for _ in range(2)]
+    return {
+        "project_splats": (*stored, *camera, *view),
+        "project_splats_backward": (*plain, *camera, *view, found[4], found[5], *grads),
+        "take_rows": (plain[4], rows),
+        "adam_rows_": (plain[4], torch.rand(2, 16, 3), *moments, rows, 0.1, 0.9, 0.999, 1e-15, 1, 3, 0.2),
+    }
+
+
 def anchor_inputs():
     fields = [torch.randn(shape, requires_grad=True) for shape in ((6, 3), (6, 32), (6, 10, 3), (6, 6))]
     shapes = [shape for out in (10, 70, 30) for shape in ((32, 35), (32,), (out, 32), (out,))]
@@ -92,7 +107,7 @@ def anchor_inputs():
     }
 
 
-GROUPS = (project_inputs, raster_inputs, loss_inputs, harmonics_inputs, anchor_inputs)
+GROUPS = (project_inputs, raster_inputs, loss_inputs, harmonics_inputs, stored_inputs, anchor_inputs)
 
 
 def test_every_schema_is_checked():

@@ -1,7 +1,7 @@
 """One block of splats in training: a visit of W steps on a lane.
 
-A step touches only what its view draws: the drawn rows of the parameters and of their moments are gathered, stepped,
-and put back, so its cost follows the view and not the block.
+A step touches only what its view draws: copies of the drawn rows take the gradients, and Adam steps these rows of the
+parameters and of their moments in place, so its cost follows the view and not the block.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ from scene_distill.core.cameras import Camera
 from scene_distill.methods.splats.config import SplatsConfig
 from scene_distill.objectives import photometric
 from scene_distill.renderers.splat import DrawOptions, Rendering, render
-from scene_distill.renderers.stored_splats import drawn_rows, gaussians_for
+from scene_distill.renderers.stored_splats import drawn_rows, take
 from scene_distill.representations import splat_densification as densification
 from scene_distill.representations.splat_densification import DensificationRules, ScreenGradients
-from scene_distill.representations.splats import Splats
+from scene_distill.representations.splats import Splats, stored_tensors
 from scene_distill.training.optimisers import AdamMoments, log_linear
 from scene_distill.training.scene_blocks import View, view_of_step
 
-SHAPE = ("means", "log_scales", "quats", "opacity_logits")
-"""The learned fields of `Splats` but colour."""
-
-PARAMETERS = (*SHAPE, "colors", "harmonics")
-"""What is learned: the fields of `Splats`, with the constant colour [N, 1, 3] apart from the other harmonics."""
+PARAMETERS = ("means", "log_scales", "quats", "opacity_logits", "sh")
+"""What is learned: the fields of `Splats`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,19 +59,21 @@ class BlockTraining:
         if not self.setting.views:
             return None, log
         view = view_of_step(self.setting.views, step, self.config.seed, "views", self.setting.unit)
-        p = self.parameters
-        rows = drawn_rows(p["means"], p["quats"], p["log_scales"], p["opacity_logits"], view.camera)
+        splats = Splats(**self.parameters)
+        rows = drawn_rows(splats, view.camera)
         log["visible"] = float(len(rows))
         if len(rows):
-            leaves = self._gather(rows, step)
+            drawn = take(splats, rows, self._bases(step))
+            for tensor in stored_tensors(drawn).values():
+                tensor.requires_grad_()
             growing = self._grown(step) < 1
             options = DrawOptions(absolute_gradients=growing and self.config.growth_absolute)
-            rendering = render(gaussians_for(_splats(leaves), view.camera), view.camera, options=options)
+            rendering = render(drawn, view.camera, options=options)
             rendering.means2d.retain_grad()
             loss, l1, ssim = photometric.reconstruction(rendering.image, view.photo(), self.config.dssim)
             loss.backward()
             log |= {"loss": loss.item(), "l1": l1.item(), "ssim": ssim.item()}
-            self._apply(leaves, rows, step)
+            self._apply(drawn, rows, step)
             if growing:
                 self._observe(rendering, rows, view.camera)
         self._grow(step)
@@ -84,56 +83,46 @@ class BlockTraining:
         """The block's state; there is no scoreboard."""
         return block_state(self.parameters, self.moments, self.statistics), {}
 
-    def _columns(self, step: int) -> int:
-        """View-dependent harmonics in use at a step."""
+    def _bases(self, step: int) -> int:
+        """Harmonics in use at a step, the constant one included."""
         degree = int(step / max(self.config.sh_rise * self.config.iterations, 1.0))
-        return spherical_harmonics.basis_count(min(degree, self.config.sh_degree)) - 1
-
-    def _gather(self, rows: Tensor, step: int) -> dict[str, Tensor]:
-        """The drawn rows as leaves that take gradients; of the harmonics those in use, left out when there are none."""
-        leaves = {
-            name: parameter.index_select(0, rows) for name, parameter in self.parameters.items() if name != "harmonics"
-        }
-        columns = self._columns(step)
-        if columns:
-            leaves["harmonics"] = self.parameters["harmonics"][:, :columns].index_select(0, rows)
-        return {name: leaf.requires_grad_(True) for name, leaf in leaves.items()}
+        return spherical_harmonics.basis_count(min(degree, self.config.sh_degree))
 
     @torch.no_grad()
-    def _apply(self, leaves: dict[str, Tensor], rows: Tensor, step: int) -> None:
+    def _apply(self, drawn: Splats, rows: Tensor, step: int) -> None:
+        """Adam on the drawn rows; of the harmonics those in use, the constant one with a rate of its own."""
         config, progress = self.config, step / self.config.iterations
         rates = {
             "means": (config.lr_means[0] * self.setting.spacing, config.lr_means[1] * self.setting.spacing),
             "log_scales": config.lr_scales, "quats": config.lr_rotations, "opacity_logits": config.lr_opacities,
-            "colors": config.lr_colors, "harmonics": config.lr_harmonics,
+            "sh": config.lr_harmonics,
         }  # fmt: skip
-        for name, leaf in leaves.items():
-            whole = [self.parameters[name], self.moments[name].first, self.moments[name].second]
-            if name == "harmonics":
-                whole = [tensor[:, : leaf.shape[1]] for tensor in whole]
-            moments = AdamMoments(whole[1].index_select(0, rows), whole[2].index_select(0, rows))
+        for name, leaf in stored_tensors(drawn).items():
+            parameter, moments, leading = self.parameters[name], self.moments[name], (0, 0.0)
+            if name == "sh":
+                bases = leaf.shape[1]
+                parameter, moments = parameter[:, :bases], moments.columns(bases)
+                leading = (3, log_linear(config.lr_colors, progress))
             assert leaf.grad is not None
-            moments.step(leaf, leaf.grad, log_linear(rates[name], progress), step + 1)
-            for tensor, part in zip(whole, (leaf, moments.first, moments.second), strict=True):
-                tensor.index_copy_(0, rows, part)
+            moments.step_rows(parameter, leaf.grad, log_linear(rates[name], progress), step + 1, rows, leading)
 
     def _observe(self, rendering: Rendering, rows: Tensor, camera: Camera) -> None:
         source = rendering.means2d if rendering.probe is None else rendering.probe
         gradient = source.grad
         assert gradient is not None
-        to_device_units = gradient.new_tensor([camera.width / 2, camera.height / 2])
-        self.statistics.observe(rows, (gradient * to_device_units).norm(dim=1))
+        norms = torch.hypot(gradient[:, 0] * (camera.width / 2), gradient[:, 1] * (camera.height / 2))
+        self.statistics.observe(rows, norms)
 
     @torch.no_grad()
     def _grow(self, step: int) -> None:
         config, setting = self.config, self.setting
         if self._is_due(step, config.growth_events):
-            splats = _splats(self.parameters)
+            splats = Splats(**self.parameters)
             seed = seeds.torch_generator(config.seed, "growth", setting.unit, step)
             mine = setting.owns(splats.means)
             rules = replace(setting.rules, max_splats=self._room(step))
             event = densification.densify(splats, self.statistics, rules, mine, seed)
-            added, count = _parameters(event.added), len(event.added)
+            added, count = stored_tensors(event.added), len(event.added)
             self.parameters = {n: torch.cat([p[event.keep], added[n]]) for n, p in self.parameters.items()}
             self.moments = {name: moments.select(event.keep, count) for name, moments in self.moments.items()}
             self.statistics = self.statistics.rows(event.keep, count)
@@ -158,27 +147,17 @@ class BlockTraining:
         return int(events * self._grown(step + 1)) > int(events * self._grown(step))
 
 
-def _splats(parameters: dict[str, Tensor]) -> Splats:
-    colors = parameters["colors"]
-    sh = torch.cat([colors, parameters["harmonics"]], dim=1) if "harmonics" in parameters else colors
-    return Splats(sh=sh, **{name: parameters[name] for name in SHAPE})
-
-
-def _parameters(splats: Splats) -> dict[str, Tensor]:
-    split = {"colors": splats.sh[:, :1].contiguous(), "harmonics": splats.sh[:, 1:].contiguous()}
-    return {name: getattr(splats, name) for name in SHAPE} | split
-
-
 def splats_of(state: State) -> Splats:
     """The splats in a block's state."""
-    return _splats({name: state[f"splats.{name}"] for name in PARAMETERS})
+    return Splats(**{name: state[f"splats.{name}"] for name in PARAMETERS})
 
 
 def first_block_state(splats: Splats, sh_degree: int, largest: float) -> State:
     """The state of a block before its first visit: colours widened to ``sh_degree``, log-scales at most ``largest``."""
-    parameters = _parameters(splats)
+    parameters = stored_tensors(splats)
     parameters["log_scales"] = parameters["log_scales"].clamp(max=largest)
-    parameters["harmonics"] = torch.zeros(len(splats), spherical_harmonics.basis_count(sh_degree) - 1, 3)
+    parameters["sh"] = torch.zeros(len(splats), spherical_harmonics.basis_count(sh_degree), 3)
+    parameters["sh"][:, :1] = splats.sh[:, :1]
     moments = {name: AdamMoments.zeros_like(parameter) for name, parameter in parameters.items()}
     return block_state(parameters, moments, ScreenGradients.zeros(len(splats)))
 

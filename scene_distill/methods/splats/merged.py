@@ -17,7 +17,7 @@ from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
 from scene_distill.renderers.splat import Rendering, render
-from scene_distill.renderers.stored_splats import drawn_rows, gaussians_for
+from scene_distill.renderers.stored_splats import drawn_rows, take
 from scene_distill.representations.splats import Splats
 
 FIELDS = tuple(field.name for field in fields(Splats))
@@ -52,11 +52,10 @@ class MergedSplats:
         """The picture of a world camera on black, of some blocks only when given; depth in the scene's unit when asked
         for."""
         view = camera.moved(self.origin)
-        local = self.local
-        rows = drawn_rows(local.means, local.quats, local.log_scales, local.opacity_logits, view)
+        rows = drawn_rows(self.local, view)
         if blocks is not None:
             rows = rows[torch.isin(self.block[rows], self.block.new_tensor(sorted(blocks)))]
-        return render(gaussians_for(local.select(rows), view), view, with_depth=with_depth)
+        return render(take(self.local, rows), view, with_depth=with_depth)
 
     def save(self, path: Path) -> None:
         """Write everything as one .safetensors file, atomically."""
