@@ -147,7 +147,7 @@ typedef struct sd_slots {
                                             const float* v_alpha, float* v_means2d, float* v_conics, float* v_opacities2d,   \
                                             float* v_features, float* v_background);                                         \
     /* As sd_raster_backward, but no channel of a pixel's v_image exceeds gradient_bound (infinite: no bound) once the */    \
-    /* pixel was scaled down, and v_absolute [N, 2] (or NULL) = sum over pixels of |dL/d(means2d)|; D <= 16 with it. */      \
+    /* pixel was scaled down, and v_absolute [N, 2] (or NULL) = sum over pixels of |dL/d(means2d)|. */                       \
     SD_EXPORT void sd_raster_backward_probed_##isa(const sd_screen* screen, const sd_image* frame, const sd_limits* limits,  \
                                                    const float* image, const float* alpha, const float* v_image,             \
                                                    const float* v_alpha, float* v_means2d, float* v_conics,                  \
@@ -208,6 +208,8 @@ SD_DECLARE_BACKEND(avx2)
 SD_DECLARE_BACKEND(portable)
 
 SD_EXPORT int32_t sd_cpu_supports(const char* isa);  // 1 when this processor runs "avx512", "avx2" or "portable"
+SD_EXPORT int32_t sd_set_matrix(const char* name);   // products from 17 channels on: "vector", "amx", "amx_bfloat16"; 0: not here
+SD_EXPORT const char* sd_get_matrix(void);
 SD_EXPORT void sd_set_threads(int32_t count);        // threads of the kernels, the calling one included
 SD_EXPORT int32_t sd_get_threads(void);
 SD_EXPORT void sd_release_scratch(void);             // give the kept scratch memory back to the system

@@ -10,6 +10,7 @@
 #include "raster_backward.h"
 #include "raster_forward.h"
 #include "raster_statistics.h"
+#include "raster_wide_backward.h"
 #include "rows.h"
 #include "ssim.h"
 #include "stored_splats.h"
@@ -48,13 +49,15 @@ void SD_NAME(sd_bin_fill)(void* state, int32_t* pair_gaussian) { bin_fill(state,
 
 void SD_NAME(sd_raster_forward)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, float* image,
                                 float* alpha) {
-    raster_forward(*screen, *frame, *limits, image, alpha);
+    auto draw = frame->channels >= kWideFrom ? raster_wide_forward : raster_forward;
+    draw(*screen, *frame, *limits, image, alpha);
 }
 
 void SD_NAME(sd_raster_backward)(const sd_screen* screen, const sd_image* frame, const sd_limits* limits, const float* image,
                                  const float* alpha, const float* v_image, const float* v_alpha, float* v_means2d,
                                  float* v_conics, float* v_opacities2d, float* v_features, float* v_background) {
-    raster_backward(*screen, *frame, *limits, {image, alpha, v_image, v_alpha, __builtin_inff()},
+    auto pull = frame->channels >= kWideFrom ? raster_wide_backward : raster_backward;
+    pull(*screen, *frame, *limits, {image, alpha, v_image, v_alpha, __builtin_inff()},
                     {v_means2d, v_conics, v_opacities2d, v_features, nullptr}, v_background);
 }
 
@@ -62,7 +65,8 @@ void SD_NAME(sd_raster_backward_probed)(const sd_screen* screen, const sd_image*
                                         const float* image, const float* alpha, const float* v_image, const float* v_alpha,
                                         float* v_means2d, float* v_conics, float* v_opacities2d, float* v_features,
                                         float* v_background, float gradient_bound, float* v_absolute) {
-    raster_backward(*screen, *frame, *limits, {image, alpha, v_image, v_alpha, gradient_bound},
+    auto pull = frame->channels >= kWideFrom ? raster_wide_backward : raster_backward;
+    pull(*screen, *frame, *limits, {image, alpha, v_image, v_alpha, gradient_bound},
                     {v_means2d, v_conics, v_opacities2d, v_features, v_absolute}, v_background);
 }
 

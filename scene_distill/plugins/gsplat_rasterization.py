@@ -74,14 +74,13 @@ class Request:
             raise UserError(f"gsplat: render_mode is {self.render_mode!r}, expected one of {', '.join(RENDER_MODES)}")
         if self.rasterize_mode not in ("classic", "antialiased"):
             raise UserError(f"gsplat: rasterize_mode is {self.rasterize_mode!r}, expected 'classic' or 'antialiased'")
-        channels = self.render_mode.endswith("D") + (self.refuse_colors() if self.render_mode.startswith("RGB") else 0)
-        if self.absgrad and channels > ops.MAX_ABSOLUTE_CHANNELS:
-            raise UserError(f"gsplat on the CPU has absgrad for at most {ops.MAX_ABSOLUTE_CHANNELS} channels")
+        if self.render_mode.startswith("RGB"):
+            self.refuse_colors()
         refuse_tile_size(self.tile_size)
         refuse_sparse_gradients(self.sparse, self.batch, self.covars)
 
-    def refuse_colors(self) -> int:
-        """The channels of the colours. Raises `UserError` for colours of another shape than gsplat takes."""
+    def refuse_colors(self) -> None:
+        """Raise `UserError` for colours of another shape than gsplat takes."""
         batch, count, cameras = self.batch, self.means.shape[-2], self.viewmats.shape[-3]
         tail = 1 if self.sh_degree is None else 2
         shape = () if self.colors is None else tuple(self.colors.shape)
@@ -91,7 +90,6 @@ class Request:
             raise UserError(
                 f"gsplat: colors are {shape} for {cameras} cameras and means {tuple(self.means.shape)}, not {expected}"
             )
-        return shape[-1]
 
     @property
     def batch(self) -> tuple[int, ...]:

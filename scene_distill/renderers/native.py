@@ -33,6 +33,10 @@ FRUSTUM_MARGIN = 0.3
 """x/z, y/z in the projection's Jacobian are clamped to the frustum widened by this part of its half size (gsplat)."""
 
 
+MATRIX_PATHS = ("amx", "vector")
+"""Exact matrix products for wide pictures, best first; "amx_bfloat16" is the inexact one (`set_matrix`)."""
+
+
 class Limits(ctypes.Structure):
     """``sd_limits``: the constants of core/conventions.py as the kernels take them."""
 
@@ -153,7 +157,9 @@ def _open() -> ctypes.CDLL:
     """The library, which uses as many threads as SCENE_DISTILL_THREADS says, or as this process has cores."""
     handle = ctypes.CDLL(str(library_path()))
     handle.sd_cpu_supports.argtypes = [c_char_p]
+    handle.sd_set_matrix.argtypes, handle.sd_get_matrix.restype = [c_char_p], c_char_p
     handle.sd_set_threads(int(os.environ.get("SCENE_DISTILL_THREADS") or available_cores()))
+    _choose_matrix(handle, os.environ.get("SCENE_DISTILL_MATRIX"))
     return handle
 
 
@@ -173,6 +179,35 @@ def load(isa: str | None = None) -> Library:
         function.restype, function.argtypes = result, arguments
         functions[name] = function
     return Library(chosen, handle, functions)
+
+
+def set_matrix(name: str | None = None) -> None:
+    """Choose what multiplies the matrices of pictures of 17 channels and more; None: the best exact one here.
+
+    "vector": float32 in vector registers. "amx": tiles of bfloat16 pairs, 16 bits of mantissa. "amx_bfloat16": half
+    the tile products, with the blending weights and the gradient of the image rounded to bfloat16 (8 bits). A choice
+    for the whole process; SCENE_DISTILL_MATRIX makes it from outside. Only the AVX-512 build knows AMX. Raises
+    `UserError` where the processor or the system has none.
+    """
+    _choose_matrix(_open(), name)
+
+
+def _choose_matrix(handle: ctypes.CDLL, name: str | None) -> None:
+    if not any(handle.sd_set_matrix(choice.encode()) for choice in ([name] if name else MATRIX_PATHS)):
+        raise UserError(f"SCENE_DISTILL_MATRIX={name} cannot run here; try one of {', '.join(MATRIX_PATHS)}")
+
+
+def get_matrix() -> str:
+    """What multiplies the matrices of wide pictures: see `set_matrix`."""
+    return _open().sd_get_matrix().decode()
+
+
+def supported_matrix_paths() -> tuple[str, ...]:
+    """Matrix products that this machine can run and that are exact to 1e-5."""
+    handle, now = _open(), _open().sd_get_matrix()
+    found = tuple(path for path in MATRIX_PATHS if handle.sd_set_matrix(path.encode()))
+    handle.sd_set_matrix(now)
+    return found
 
 
 def available_cores() -> int:

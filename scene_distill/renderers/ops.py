@@ -23,8 +23,6 @@ from scene_distill.renderers import autograd, cpu, cuda
 
 LIBRARY = torch.library.Library("scene_distill", "DEF")
 MAX_CHANNELS = 512
-MAX_ABSOLUTE_CHANNELS = 16
-"""Channels of one pass of the CPU raster kernels: absolute gradients cannot be added up over passes."""
 
 for _schema in (
     "project(Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor cam_from_world, Tensor intrinsics, "
@@ -264,8 +262,7 @@ def raster_probed(
 
     Before it is spread over the Gaussians, the gradient of each pixel's channels is scaled down until none exceeds
     ``gradient_bound`` (pixel-wise gradient clipping, PGC; Dreamer XL). ``probe`` [N, 2] is not drawn: where it requires
-    a gradient it receives sum over pixels of |dL/d means2d|, the absolute gradient of AbsGS (on the CPU of at most 16
-    channels).
+    a gradient it receives sum over pixels of |dL/d means2d|, the absolute gradient of AbsGS.
     """
     _check("raster_probed", {"means2d": (screen[0], tuple(probe.shape)), "probe": (probe, (len(screen[0]), 2)),
                              "features": (features, None),
@@ -273,10 +270,6 @@ def raster_probed(
     _check_mask("raster_probed", mask, size, features.device)
     if not gradient_bound > 0:
         raise UserError(f"raster_probed: the gradient bound must be positive, not {gradient_bound}")
-    if probe.requires_grad and probe.device.type == "cpu" and features.shape[1] > MAX_ABSOLUTE_CHANNELS:
-        raise UserError(
-            f"raster_probed: absolute gradients of {features.shape[1]} channels; draw at most {MAX_ABSOLUTE_CHANNELS}"
-        )
     means2d, conics, opacities2d = screen
     return _OPS.raster_probed(
         means2d, probe, conics, opacities2d, features, background, *lists, *size, float(gradient_bound), mask

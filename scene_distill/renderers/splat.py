@@ -42,10 +42,10 @@ class DrawOptions:
 
     orthographic: u = fx x + cx, v = fy y + cy, with the camera's fx, fy in px per metre. median_depth: depth of the
     Gaussian that takes the transmittance to 1/2 or below, differentiable in the depths of the Gaussians.
-    absolute_gradients: a `Rendering.probe` (on the CPU of at most 16 channels, the depth counted). gradient_bound: the
-    gradient of a pixel is scaled down until no channel of the image (or of the depth drawn with it) exceeds the bound
-    (PGC, Dreamer XL section 6), before it reaches any Gaussian. mask [H, W] bool: pixels that are False show the
-    background with alpha 0 and give no gradient to the Gaussians; tiles without any other pixel cost nothing.
+    absolute_gradients: a `Rendering.probe`. gradient_bound: the gradient of a pixel is scaled down until no channel of
+    the image (or of the depth drawn with it) exceeds the bound (PGC, Dreamer XL section 6), before it reaches any
+    Gaussian. mask [H, W] bool: pixels that are False show the background with alpha 0 and give no gradient to the
+    Gaussians; tiles without any other pixel cost nothing.
     backend: "gsplat" draws tensors on a GPU with the gsplat that is installed (`renderers/gsplat.py`), "native" with
     our ops; None follows SCENE_DISTILL_BACKEND.
     """

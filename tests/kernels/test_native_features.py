@@ -150,14 +150,6 @@ def test_probe_and_clipping_agree_with_the_oracle(isa, channels):
     assert bool((found[5] >= found[0].abs() - 1e-4).all())  # a sum of absolute values bounds the absolute sum
 
 
-def test_absolute_gradients_of_many_channels_are_refused():
-    screen = (torch.zeros(1, 2), torch.ones(1, 3), torch.ones(1))
-    lists = (torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
-    probe = torch.zeros(1, 2, requires_grad=True)
-    with pytest.raises(UserError, match="17 channels"):
-        ops.raster_probed(screen, probe, torch.zeros(1, 17), torch.zeros(17), lists, (8, 8))
-
-
 def test_an_unbounded_probe_changes_nothing(isa):
     scene = random_scene(400, 70, 50, seed=25)
     plain, probed = scene.single(), scene.single()
