@@ -9,7 +9,7 @@ and schedule, never of workers.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,6 +27,20 @@ from scene_distill.data.scene import Scene
 
 MARGIN = 0.05
 """A row this share of the image outside of it still counts as seen: primitives have a size."""
+
+
+@dataclass(frozen=True)
+class StateRows:
+    """Which tensors of a state have one row per primitive: those whose names begin with one of ``prefixes``.
+    ``positions`` [N, 3] and ``log_scales`` [N, 3 or more] are the names of two of them."""
+
+    positions: str
+    log_scales: str
+    prefixes: tuple[str, ...]
+
+    def has(self, name: str) -> bool:
+        """Whether a tensor has one row per primitive."""
+        return name.startswith(self.prefixes)
 
 
 @dataclass(frozen=True)
@@ -98,10 +112,9 @@ def seen_rows(positions: np.ndarray, cameras: Sequence[Camera]) -> np.ndarray:
     return seen
 
 
-def part_of_state(state: State, rows: Collection[str], keep: Tensor) -> State:
-    """The state with only the rows of a mask [N]: of the tensors named in ``rows``, which have one row per primitive;
-    the others are copied."""
-    return {name: tensor[keep] if name in rows else tensor.clone() for name, tensor in state.items()}
+def part_of_state(state: State, rows: StateRows, keep: Tensor) -> State:
+    """The state with only the rows of a mask [N], where tensors have rows; the others are copied."""
+    return {name: tensor[keep] if rows.has(name) else tensor.clone() for name, tensor in state.items()}
 
 
 def split_rounds(rounds: Sequence[Round], split: Split) -> tuple[Round, ...]:
@@ -129,13 +142,14 @@ def split_rounds(rounds: Sequence[Round], split: Split) -> tuple[Round, ...]:
 
 
 def state_part(
-    state: State, rows: Collection[str], cells: Partition, unit: int, positions: Tensor, cameras: Sequence[Camera]
+    state: State, rows: StateRows, cells: Partition, unit: int, origin: np.ndarray, cameras: Sequence[Camera]
 ) -> State:
     """What ``unit`` takes of a state that was made before its cell was cut.
 
-    positions [N, 3] are those of the rows in the world; ``cameras`` those of the unit's views, in the world.
+    The state's positions are in the world minus ``origin`` [3], ``cameras`` those of the unit's views, in the world.
     """
-    world = positions.double().cpu().numpy()
+    positions = state[rows.positions]
+    world = positions.double().cpu().numpy() + origin
     keep = cells.owns(world, unit)
     beyond = np.flatnonzero(~keep)
     keep[beyond[seen_rows(world[beyond], cameras)]] = True

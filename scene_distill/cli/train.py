@@ -56,8 +56,9 @@ def train(entry: MethodEntry, config: RunConfig) -> None:
 
 def train_on(workers: Workers, entry: MethodEntry, config: RunConfig) -> None:
     """This worker's part of a run; worker 0 also merges, evaluates and tells."""
+    from scene_distill.training.estimates import plan_text
     from scene_distill.training.evaluation import summary
-    from scene_distill.training.loop import plan_text, prepare
+    from scene_distill.training.loop import prepare
 
     training = prepare(entry.name, config, entry.build, workers)
     if config.dry_run:

@@ -36,7 +36,8 @@ class Trainer:
     def setup(self, test_mode: str = "val") -> None:
         """Start the other workers, load the data, split it and check the budget; on a dry run print the plan."""
         with one_sentence(), ExitStack() as started:
-            from scene_distill.training.loop import plan_text, prepare
+            from scene_distill.training.estimates import plan_text
+            from scene_distill.training.loop import prepare
             from scene_distill.training.workers import workers_of
 
             entry, config = self.config.entry, self.config.run_config()

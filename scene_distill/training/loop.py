@@ -13,6 +13,7 @@ import torch
 
 from scene_distill.blocks.runtime import Method, Progress, Runtime
 from scene_distill.blocks.schedule import Round
+from scene_distill.blocks.splitting import StateRows
 from scene_distill.blocks.store import State
 from scene_distill.blocks.workers import Workers
 from scene_distill.core import memory
@@ -24,8 +25,10 @@ from scene_distill.data.images import ImageCache
 from scene_distill.data.load import load_scene
 from scene_distill.data.scene import Scene
 from scene_distill.renderers import native
+from scene_distill.training.estimates import Growth
 from scene_distill.training.evaluation import Save, TrainedScene, evaluate, initial_points_psnr
 from scene_distill.training.run_folder import RunFolder
+from scene_distill.training.scene_blocks import SceneBlocks
 
 IMAGES_SHARE = 0.5
 """Part of the memory left beside the working set that photos may fill; the rest keeps evicted blocks in RAM."""
@@ -35,6 +38,14 @@ class TrainableScene(Method, Protocol):
     """A method bound to a scene."""
 
     rounds: tuple[Round, ...]
+
+    rows: StateRows
+    blocks: SceneBlocks
+
+    @property
+    def growth(self) -> Growth:
+        """How a unit is expected to grow."""
+        ...
 
     def plan(self) -> dict[str, Any]:
         """'table' (text) and 'working_set_bytes' of a round."""
@@ -163,37 +174,6 @@ def default_folder(config: RunConfig, method_name: str) -> Path:
     assert config.data is not None
     path = config.data.resolve()
     return Path("outputs") / f"{path.parent.name if path.suffix else path.name}-{method_name}"
-
-
-def plan_text(training: Training) -> str:
-    """What will be trained, the memory and the time it takes; the time is measured on a few steps of the largest
-    unit."""
-    plan = training.method.plan()
-    first = training.runtime.rounds[0]
-    seconds = _seconds_per_step(training)
-    total = training.runtime.total_steps
-    need = memory.rss_bytes() + plan["working_set_bytes"]
-    return "\n".join(
-        [
-            plan["table"],
-            f"{len(training.runtime.rounds)} rounds of {len(first.visits)} lanes, {total} steps in all",
-            f"memory: about {memory.format_bytes(need)} with photos cached up to "
-            f"{memory.format_bytes(training.images.budget_bytes)} more",
-            f"time: about {total * seconds / 60:.0f} min at {seconds * 1000:.0f} ms a step, measured on this machine",
-        ]
-    )
-
-
-def _seconds_per_step(training: Training, steps: int = 6) -> float:
-    first = training.runtime.rounds[0]
-    visit = first.visits[0]
-    unit = training.method.open(visit.unit, training.method.first_state(visit.unit), visit, first)
-    times = []
-    for step in range(steps):
-        started = time.perf_counter()
-        unit.step(step)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
 
 
 def _spare_bytes(config: RunConfig, working_set: int) -> int:

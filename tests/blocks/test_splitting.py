@@ -13,6 +13,7 @@ from scene_distill.blocks.partition import partition
 from scene_distill.blocks.schedule import make_schedule
 from scene_distill.blocks.splitting import (
     Split,
+    StateRows,
     cut_of,
     part_of_state,
     seen_rows,
@@ -35,7 +36,7 @@ def state_of(positions):
     }  # fmt: skip
 
 
-ROWS = {"means", "moments.first", "growth.views"}
+ROWS = StateRows("means", "means", ("means", "moments.", "growth."))
 
 
 def cut(scene, cells, unit, round_=0):
@@ -111,7 +112,7 @@ def test_the_two_parts_merge_to_what_the_unit_would_have_merged_to(flight, town)
     parts = {}
     for child in (unit, split.added):
         cameras = [frames[row].camera for row in np.flatnonzero(after[:, child])]
-        parts[child] = state_part(state, ROWS, cells, child, world, cameras)
+        parts[child] = state_part(state, ROWS, cells, child, np.zeros(3), cameras)
         assert len(parts[child]["means"]) < len(world), "what no view of the child sees is left behind"
 
     def merged(part, of, owner):

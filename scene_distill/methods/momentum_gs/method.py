@@ -3,7 +3,7 @@ city."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from scene_distill.blocks import assignment as assigning
 from scene_distill.blocks.partition import Partition
 from scene_distill.blocks.schedule import Round, Visit, make_schedule
+from scene_distill.blocks.splitting import StateRows
 from scene_distill.blocks.store import State
 from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
@@ -26,9 +27,19 @@ from scene_distill.methods.momentum_gs.decoder_training import DecoderClock, Dec
 from scene_distill.methods.momentum_gs.halo import HaloRegion, exchanged
 from scene_distill.methods.momentum_gs.merged import FIELDS, MergedCity
 from scene_distill.nets.gaussian_decoder import decoder_from_state
-from scene_distill.representations.anchors import Anchors, anchors_from_points, voxelise
+from scene_distill.representations.anchors import LEARNED, Anchors, anchors_from_points, voxelise
 from scene_distill.representations.densification import GrowthRules
+from scene_distill.training.estimates import Growth
 from scene_distill.training.scene_blocks import SceneBlocks
+
+ROWS = StateRows(
+    "anchors.positions", "anchors.log_scales",
+    ("anchors.", "growth.", "halo.", *(f"moments.{name}." for name in LEARNED)),
+)  # fmt: skip
+"""What a block's state has of every anchor."""
+
+EXPECTED_GROWTH = 1.7
+"""Anchors of a block at its end for one at its start: 1.4 after 120 steps, 2.1 after 3,200 (aerial_sheffield)."""
 
 BYTES_PER_ANCHOR = 4 * (71 + 2 * 68 + 68 + 22)
 """Parameters, two moments, gradients and growth statistics of one anchor in float32."""
@@ -40,6 +51,8 @@ BYTES_PER_VISIBLE_ANCHOR = 10 * 4 * (2 * 14 + 2 * 14 + 40)
 class MomentumGS:
     """The method as the runtime sees it (`blocks.runtime.Method`), plus planning and merging."""
 
+    rows = ROWS
+
     def __init__(self, config: MomentumGSConfig, scene: Scene, images: ImageCache) -> None:
         if config.halo == "shared" and not config.share_decoder:
             raise UserError("--no-share-decoder needs --halo private: only its own decoder can read an anchor")
@@ -50,7 +63,10 @@ class MomentumGS:
             self.blocks.assignment = self._assigned_by_render()
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
         if config.block_order == "contiguous":
-            self.rounds = contiguous(self.rounds)
+            self.rounds = reordered(self.rounds, range(config.blocks))
+        elif config.block_order == "apart":
+            shared_views = self.assignment.T.astype(np.int64) @ self.assignment.astype(np.int64)
+            self.rounds = reordered(self.rounds, order_apart(shared_views, config.lanes))
         clock = DecoderClock.of_all(self.rounds)
         self.shared = DecoderTraining(config, clock, len(scene.train_frames), self.device, config.seed, "shared")
 
@@ -63,6 +79,13 @@ class MomentumGS:
     def assignment(self) -> np.ndarray:
         """Which train view trains which block, [V, K] bool."""
         return self.blocks.assignment
+
+    @property
+    def growth(self) -> Growth:
+        """How blocks are expected to grow."""
+        config = self.config
+        factor = min(EXPECTED_GROWTH, config.growth_limit)
+        return Growth(config.grow_from, config.grow_until, factor, config.growth_events)
 
     def _assigned_by_render(self) -> np.ndarray:
         """The paper's assignment, by the renders of a coarse model of the whole scene."""
@@ -174,14 +197,30 @@ class MomentumGS:
         return {"table": self.blocks.table(), "working_set_bytes": working_set}
 
 
-def contiguous(rounds: tuple[Round, ...]) -> tuple[Round, ...]:
-    """The same rounds with the blocks in the order of their numbers, which are those of neighbouring cells."""
-    order = list(dict.fromkeys(visit.unit for round_ in rounds for visit in round_.visits))
-    rank = {unit: place for place, unit in enumerate(order)}
+def reordered(rounds: tuple[Round, ...], order: Sequence[int]) -> tuple[Round, ...]:
+    """The same rounds with the blocks in another order."""
+    before = dict.fromkeys(visit.unit for round_ in rounds for visit in round_.visits)
+    name = dict(zip(before, order, strict=True))
     return tuple(
-        replace(round_, visits=tuple(replace(visit, unit=rank[visit.unit]) for visit in round_.visits))
+        replace(round_, visits=tuple(replace(visit, unit=name[visit.unit]) for visit in round_.visits))
         for round_ in rounds
     )
+
+
+def order_apart(shared_views: np.ndarray, lanes: int) -> list[int]:
+    """An order of K blocks in which any ``lanes`` in a row share few views; ``shared_views`` [K, K] counts them.
+
+    Greedy: after each block comes the one that shares fewest views with the ``lanes`` - 1 before it, and among those
+    the one with most neighbours, which are harder to place later.
+    """
+    left, order = list(range(len(shared_views))), []
+    crowd = shared_views.sum(axis=1)
+    while left:
+        near = order[-(lanes - 1) :] if lanes > 1 else []
+        best = min(left, key=lambda block: (int(shared_views[block, near].sum()), -int(crowd[block]), block))
+        order.append(best)
+        left.remove(best)
+    return order
 
 
 build = MomentumGS

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.blocks.schedule import Round, Visit, make_schedule
+from scene_distill.blocks.splitting import StateRows
 from scene_distill.blocks.store import State
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Scene
@@ -17,6 +18,7 @@ from scene_distill.methods.splats.config import SplatsConfig
 from scene_distill.methods.splats.merged import MergedSplats
 from scene_distill.representations.splat_densification import DensificationRules
 from scene_distill.representations.splats import Splats
+from scene_distill.training.estimates import Growth
 from scene_distill.training.scene_blocks import SceneBlocks
 
 FLOATS_PER_SPLAT = 11 + 3 * 16
@@ -27,6 +29,10 @@ BYTES_PER_SPLAT = 4 * (3 * FLOATS_PER_SPLAT + 2)
 
 BYTES_PER_VISIBLE_SPLAT = 4 * (5 * FLOATS_PER_SPLAT + 60)
 """Gathered rows of a step, their gradients and moments, projection and tile pairs."""
+
+
+ROWS = StateRows("splats.means", "splats.log_scales", ("splats.", "moments.", "growth."))
+"""What a block's state has of every splat."""
 
 
 class NothingShared:
@@ -56,12 +62,20 @@ class NothingShared:
 class PlainSplats:
     """The method as the runtime sees it (`blocks.runtime.Method`), plus planning and merging."""
 
+    rows = ROWS
+
     def __init__(self, config: SplatsConfig, scene: Scene, images: ImageCache) -> None:
         self.config, self.scene, self.images = config, scene, images
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.blocks = SceneBlocks(scene, images, config.blocks, config.partition, config.view_threshold, self.device)
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
         self.shared = NothingShared()
+
+    @property
+    def growth(self) -> Growth:
+        """Blocks are expected to reach their limit, which is approached linearly."""
+        config = self.config
+        return Growth(config.grow_from, config.grow_until, config.growth_limit, config.growth_events)
 
     def first_state(self, unit: int) -> State:
         """A splat at every point of the block and at what its views see beyond the cell; fresh moments."""
