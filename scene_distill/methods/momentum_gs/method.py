@@ -64,9 +64,6 @@ class MomentumGS:
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
         if config.block_order == "contiguous":
             self.rounds = reordered(self.rounds, range(config.blocks))
-        elif config.block_order == "apart":
-            shared_views = self.assignment.T.astype(np.int64) @ self.assignment.astype(np.int64)
-            self.rounds = reordered(self.rounds, order_apart(shared_views, config.lanes))
         clock = DecoderClock.of_all(self.rounds)
         self.shared = DecoderTraining(config, clock, len(scene.train_frames), self.device, config.seed, "shared")
 
@@ -205,22 +202,6 @@ def reordered(rounds: tuple[Round, ...], order: Sequence[int]) -> tuple[Round, .
         replace(round_, visits=tuple(replace(visit, unit=name[visit.unit]) for visit in round_.visits))
         for round_ in rounds
     )
-
-
-def order_apart(shared_views: np.ndarray, lanes: int) -> list[int]:
-    """An order of K blocks in which any ``lanes`` in a row share few views; ``shared_views`` [K, K] counts them.
-
-    Greedy: after each block comes the one that shares fewest views with the ``lanes`` - 1 before it, and among those
-    the one with most neighbours, which are harder to place later.
-    """
-    left, order = list(range(len(shared_views))), []
-    crowd = shared_views.sum(axis=1)
-    while left:
-        near = order[-(lanes - 1) :] if lanes > 1 else []
-        best = min(left, key=lambda block: (int(shared_views[block, near].sum()), -int(crowd[block]), block))
-        order.append(best)
-        left.remove(best)
-    return order
 
 
 build = MomentumGS
