@@ -4,10 +4,12 @@ import inspect
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 from gsplat_surfaces import SURFACES, fake, function
 
+from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
 from scene_distill.core.gaussians import Gaussians
 from scene_distill.plugins import gsplat as plugin
@@ -102,6 +104,11 @@ def test_what_gsplat_cannot_do_is_refused(package, monkeypatch: pytest.MonkeyPat
     ):
         with pytest.raises(UserError, match=re.escape(sentence) + ".+ own kernels"):
             splat.render_from(world, camera, lens, SIZE, options=splat.DrawOptions(backend="gsplat", **words))
+    view = Camera(*SIZE, *LENS.tolist(), np.eye(4))
+    with pytest.raises(UserError, match="gsplat cannot give the contributions of single Gaussians"):
+        splat.contributions(world, view, options=splat.DrawOptions(backend="gsplat"))
+    with pytest.raises(UserError, match="absolute gradients of at most 32 channels, not 40"):
+        splat.render(gaussians(channels=40), view, options=splat.DrawOptions(backend="gsplat", absolute_gradients=True))
     monkeypatch.setattr(backend, "DEVICES", ("cuda",))
     with pytest.raises(UserError, match="on a GPU, these are on the cpu"):
         splat.render_from(world, camera, LENS, SIZE, options=splat.DrawOptions(backend="gsplat"))
