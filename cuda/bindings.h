@@ -174,6 +174,8 @@ typedef struct sd_slots {
                                             const sd_splats_gradient* out);                                                  \
     /* items x rounds x 16 independent vector multiply-adds, for timing. */                                                  \
     SD_EXPORT float sd_multiply_add_chains_##isa(int64_t items, int64_t rounds);                                             \
+    SD_EXPORT float sd_memory_read_##isa(const float* data, int64_t count);   /* for timing */                               \
+    SD_EXPORT void sd_memory_update_##isa(float* data, int64_t count); /* halves them; for timing */                         \
     SD_EXPORT int32_t sd_lanes_##isa(void); /* floats in a vector of this build */                                           \
     /* l1 = mean |image - target|, ssim = mean SSIM; ssim_gradient [H, W, 3] or NULL = d(mean SSIM)/d(image). */            \
     SD_EXPORT void sd_l1_ssim_forward_##isa(const float* image, const float* target, int32_t width, int32_t height,         \

@@ -1,6 +1,7 @@
 // The C functions of bindings.h for one ISA; CMakeLists.txt compiles this file once per ISA with SD_ISA set to its name.
 #include "../bindings.h"
 #include "adam.h"
+#include "bandwidth.h"
 #include "consistency.h"
 #include "decoder.h"
 #include "harmonics.h"
@@ -97,6 +98,10 @@ void SD_NAME(sd_splats_backward)(const sd_splats* splats, const sd_view* view, c
 }
 
 float SD_NAME(sd_multiply_add_chains)(int64_t items, int64_t rounds) { return multiply_add_chains(items, rounds); }
+
+float SD_NAME(sd_memory_read)(const float* data, int64_t count) { return memory_read(data, count); }
+
+void SD_NAME(sd_memory_update)(float* data, int64_t count) { memory_update(data, count); }
 
 int32_t SD_NAME(sd_lanes)(void) { return kLanes; }
 

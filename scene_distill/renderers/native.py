@@ -114,6 +114,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sd_harmonics_forward": (None, [_P, _P]),
     "sd_harmonics_backward": (None, [_P] * 6),
     "sd_multiply_add_chains": (c_float, [c_int64, c_int64]),
+    "sd_memory_read": (c_float, [_P, c_int64]),
+    "sd_memory_update": (None, [_P, c_int64]),
     "sd_lanes": (c_int32, []),
     "sd_splats_forward": (c_int64, [_P, _V, _L, _P]),
     "sd_splats_backward": (None, [_P, _V, _L, _P, _P, _P]),

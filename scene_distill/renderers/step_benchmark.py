@@ -27,6 +27,7 @@ from scene_distill.core.conventions import SH_C0, TILE
 from scene_distill.core.seeds import torch_generator
 from scene_distill.renderers import native, native_features, ops
 from scene_distill.renderers.benchmark import CASES, BenchCase, best_ms, synthetic_gaussians
+from scene_distill.renderers.kernel_bounds import StepSizes, kernel_bounds, measure_rates
 
 FORWARD_OPERATIONS, BACKWARD_OPERATIONS = 24, 45
 """Vector operations of a row step of 16 pixels."""
@@ -138,24 +139,31 @@ def bench_step(case: BenchCase, repetitions: int) -> dict[str, Any]:
     evaluations, useful, pixels = shares[3], int(shares[2].sum()), case.width * case.height
     times = {name: best_ms(call, repetitions) for name, call in stages_of(step).items()}
     step_ms = best_ms(step, repetitions)
-    rate = native_features.vector_rate(4 * repetitions)
+    rates = measure_rates(repetitions)
     rows = row_evaluations(means2d, extents, lists, step.size) * pixels
     forward, backward = times["raster_forward"], times["raster_backward"]
 
-    def bound_ms(evaluated: float, operations: int) -> float:
-        return evaluated / native_features.lanes() * operations / rate * 1e3
+    def operations_for(evaluated: float) -> dict[str, float]:
+        vectors = evaluated / native_features.lanes()
+        return {"raster_forward": vectors * FORWARD_OPERATIONS, "raster_backward": vectors * BACKWARD_OPERATIONS}
+
+    drawn = int((extents[:, 0] > 0).sum())
+    sizes = StepSizes(case.gaussians, drawn, len(lists[1]), 3 * pixels)
+    bounds = kernel_bounds(times, sizes, operations_for(rows), rates)
+    busy = kernel_bounds(times, sizes, operations_for(evaluations), rates)
 
     return {
         "width": case.width, "height": case.height, "gaussians": case.gaussians, "step_ms": step_ms,
         "forward_ms": forward, "backward_ms": backward,
-        "fraction_forward": bound_ms(rows, FORWARD_OPERATIONS) / forward,
-        "fraction_backward": bound_ms(rows, BACKWARD_OPERATIONS) / backward,
-        "occupation_forward": bound_ms(evaluations, FORWARD_OPERATIONS) / forward,
-        "occupation_backward": bound_ms(evaluations, BACKWARD_OPERATIONS) / backward,
+        "fraction_forward": bounds["raster_forward"]["fraction"],
+        "fraction_backward": bounds["raster_backward"]["fraction"],
+        "occupation_forward": busy["raster_forward"]["fraction"],
+        "occupation_backward": busy["raster_backward"]["fraction"],
         "pairs": len(lists[1]), "row_evaluations_per_pixel": rows / pixels,
-        "evaluations_per_pixel": evaluations / pixels, "useful_lanes": useful / evaluations, "vector_rate": rate,
+        "evaluations_per_pixel": evaluations / pixels, "useful_lanes": useful / evaluations,
+        "vector_rate": rates.vector, "read_gb_per_s": rates.read / 1e9, "write_gb_per_s": rates.write / 1e9,
         "project_and_harmonics_ms": sum(ms for name, ms in times.items() if name.startswith("project")),
-        "stages_ms": times,
+        "stages_ms": times, "bounds": bounds,
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import torch
 
 from scene_distill.renderers import native, ops
 from scene_distill.renderers.benchmark import BenchCase
+from scene_distill.renderers.kernel_bounds import measure_rates
 from scene_distill.renderers.step_benchmark import SplatStep, bench_step, row_evaluations
 
 SMALL = BenchCase("small", 72, 48, 600, 1.5)
@@ -33,6 +34,17 @@ def test_the_report_has_the_agreed_keys_and_plausible_figures():
     assert report["step_ms"] > 0 and report["forward_ms"] > 0
     assert 0 < report["useful_lanes"] < 1 and report["evaluations_per_pixel"] > 1
     assert report["occupation_forward"] > 0 and report["fraction_backward"] > 0
+    assert set(report["bounds"]) == set(report["stages_ms"])
+    for name, bound in report["bounds"].items():
+        assert ("bytes" in bound) != ("operations" in bound) and bound["bound_ms"] > 0
+        assert bound["fraction"] == pytest.approx(bound["bound_ms"] / report["stages_ms"][name])
+    assert report["bounds"]["adam"]["bytes"] == 600 * 59 * 28
+    assert report["bounds"]["raster_forward"]["fraction"] == report["fraction_forward"]
+
+
+def test_memory_rates_are_those_of_a_machine():
+    rates = measure_rates(2)
+    assert 1e8 < rates.write < 1e13 and 1e8 < rates.read < 1e13 and rates.vector > 1e8
 
 
 def test_rows_are_counted_as_a_walk_over_the_pairs_does():
