@@ -188,7 +188,8 @@ class MomentumGS:
 
     def plan(self) -> dict[str, Any]:
         """What will be trained, before it is: a text table, the anchors of the largest lanes, and bytes of a round."""
-        limits = sorted((self._rules(unit).max_anchors for unit in range(self.config.blocks)), reverse=True)
+        firsts = (len(self.blocks.first_points(unit)) for unit in range(self.config.blocks))
+        limits = sorted((int(self.config.growth_limit * first) for first in firsts), reverse=True)
         lanes = limits[: min(self.config.lanes, self.config.blocks)]
         working_set = BYTES_PER_ANCHOR * sum(lanes) + BYTES_PER_VISIBLE_ANCHOR * limits[0]
         return {"table": self.blocks.table(), "working_set_bytes": working_set}
