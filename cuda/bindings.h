@@ -174,6 +174,8 @@ typedef struct sd_slots {
                                             const sd_splats_gradient* out);                                                  \
     /* items x rounds x 16 independent vector multiply-adds, for timing. */                                                  \
     SD_EXPORT float sd_multiply_add_chains_##isa(int64_t items, int64_t rounds);                                             \
+    /* items x rounds dense products of one block on the chosen matrix path, for timing; returns the multiply-adds. */        \
+    SD_EXPORT double sd_matrix_multiply_adds_##isa(int64_t items, int64_t rounds);                                          \
     SD_EXPORT float sd_memory_read_##isa(const float* data, int64_t count);   /* for timing */                               \
     SD_EXPORT void sd_memory_update_##isa(float* data, int64_t count); /* halves them; for timing */                         \
     SD_EXPORT int32_t sd_lanes_##isa(void); /* floats in a vector of this build */                                           \

@@ -6,6 +6,7 @@
 #include "decoder.h"
 #include "harmonics.h"
 #include "issue_rate.h"
+#include "matrix_rate.h"
 #include "order.h"
 #include "project.h"
 #include "raster_backward.h"
@@ -98,6 +99,8 @@ void SD_NAME(sd_splats_backward)(const sd_splats* splats, const sd_view* view, c
 }
 
 float SD_NAME(sd_multiply_add_chains)(int64_t items, int64_t rounds) { return multiply_add_chains(items, rounds); }
+
+double SD_NAME(sd_matrix_multiply_adds)(int64_t items, int64_t rounds) { return matrix_multiply_adds(items, rounds); }
 
 float SD_NAME(sd_memory_read)(const float* data, int64_t count) { return memory_read(data, count); }
 

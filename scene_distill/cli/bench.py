@@ -53,9 +53,12 @@ def measured(options: Bench) -> dict[str, Any]:
         case = TrainerCase(options.method, data, options.image_width, options.output_dir)
         return benchmark_trainer(case, options.minutes)
     from scene_distill.renderers.benchmark import benchmark_rasterizer
+    from scene_distill.renderers.feature_benchmark import bench_features
     from scene_distill.renderers.step_benchmark import benchmark_step
 
-    return {"rasterizer": benchmark_rasterizer, "step": benchmark_step}[options.what](options.repetitions)
+    if options.what == "step":
+        return benchmark_step(options.repetitions)
+    return benchmark_rasterizer(options.repetitions) | {"features": bench_features(options.repetitions)}
 
 
 def _print(report: dict[str, Any], indent: str = "") -> None:

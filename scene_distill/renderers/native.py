@@ -15,7 +15,7 @@ import ctypes
 import functools
 import importlib
 import os
-from ctypes import POINTER, byref, c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sd_memory_read": (c_float, [_P, c_int64]),
     "sd_memory_update": (None, [_P, c_int64]),
     "sd_lanes": (c_int32, []),
+    "sd_matrix_multiply_adds": (c_double, [c_int64, c_int64]),
     "sd_splats_forward": (c_int64, [_P, _V, _L, _P]),
     "sd_splats_backward": (None, [_P, _V, _L, _P, _P, _P]),
     "sd_take_rows": (c_int64, [_P] * 3),

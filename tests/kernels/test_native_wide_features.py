@@ -21,7 +21,7 @@ from kernel_scenes import (
 
 from scene_distill.core.errors import UserError
 from scene_distill.core.gaussians import Gaussians
-from scene_distill.renderers import native, ops, reference
+from scene_distill.renderers import feature_benchmark, native, ops, reference
 from scene_distill.renderers.splat import DrawOptions, render_from
 
 PATHS = [
@@ -256,3 +256,12 @@ def test_nan_features_stay_nan(path):
     features[:, 5] = math.nan
     image, alpha = ops.raster(*screen, features, leaves[5], *lists, *scene.size)
     assert image[..., 5][alpha > 0].isnan().all() and not image[..., :5].isnan().any()
+
+
+def test_the_benchmark_measures_every_path():
+    report = feature_benchmark.bench_features(repetitions=1, channels=(17,))
+    assert set(report["channels_17"]) >= {"passes_of_16", *native.supported_matrix_paths()}
+    for path in native.supported_matrix_paths():
+        figures = report["channels_17"][path]
+        assert all(value > 0 for value in figures.values())
+    assert native.get_matrix() == native.supported_matrix_paths()[0]
