@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scene_distill.renderers import cuda, native
@@ -48,30 +49,24 @@ def build(name, sources, *flags, races=False):
     for path in (*sources, *SIMT, *HEADERS):
         digest.update(path.read_bytes())
     target = ROOT / "build/simt" / digest.hexdigest()[:16] / name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as part:
-            pass
-        inputs = ["-x", "c++", *map(str, (*sources, *SIMT))]
-        if races:  # the kernels alone are instrumented, and linked without the thread sanitizer's library
-            kernels_only = [flag for flag in command if flag != "-shared"]
-            watched = [
-                *kernels_only,
-                *WATCH,
-                "-r",
-                "-nostdlib",
-                "-o",
-                f"{part.name}.o",
-                "-x",
-                "c++",
-                *map(str, sources),
-            ]
-            subprocess.run(watched, check=True, timeout=280)
-            inputs = [f"{part.name}.o", "-x", "c++", *map(str, SIMT)]
-        subprocess.run([*command, "-o", part.name, *inputs], check=True, timeout=280)
-        Path(f"{part.name}.o").unlink(missing_ok=True)
-        os.replace(part.name, target)
-        target.chmod(0o755)
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder, ThreadPoolExecutor(2) as pool:
+
+        def compile_group(number, group, *more):
+            part = f"{folder}/{number}.o"
+            plain = [flag for flag in command if flag != "-shared"]
+            run = [*plain, *more, "-r", "-nostdlib", "-o", part, "-x", "c++", *map(str, group)]
+            subprocess.run(run, check=True, timeout=600)
+            return part
+
+        watch = WATCH if races else ()  # of the kernels alone, without the thread sanitizer's library
+        groups = [(sources[::2], *watch), (sources[1::2], *watch), (SIMT,)]
+        parts = [pool.submit(compile_group, k, *group) for k, group in enumerate(groups) if group[0]]
+        linked = f"{folder}/{name}"
+        subprocess.run([*command, "-o", linked, *(part.result() for part in parts)], check=True, timeout=60)
+        os.replace(linked, target)
     return target
 
 
@@ -80,10 +75,9 @@ SANITIZE = ("-fsanitize=address", "-fno-omit-frame-pointer", "-g1", "-O1")
 
 
 @functools.cache
-def emulated_library():
-    """All kernels; with SCENE_DISTILL_WATCH=addresses instrumented for a process that runs with the address sanitizer,
-    with SCENE_DISTILL_WATCH=races for the emulator's own watch over shared memory."""
-    watch = os.environ.get("SCENE_DISTILL_WATCH")
+def emulated_library(watch=None):
+    """All kernels; ``watch`` = "addresses" instruments them for a process that runs with the address sanitizer, "races"
+    for the emulator's own watch over shared memory."""
     flags = SANITIZE if watch == "addresses" else ()
     sources = sorted((ROOT / "cuda/gpu").glob("*.cu"))
     return build("scene_distill_simt.so", sources, "-shared", *flags, races=watch == "races")
@@ -93,5 +87,6 @@ def kernels(device, seed, limits=native.LIMITS):
     """The kernels for tensors on ``device``; on the CPU with the thread order of ``seed``."""
     if device.type == "cuda":
         return cuda.CudaKernels(cuda.library_path(), limits)
-    ctypes.CDLL(str(emulated_library())).simt_set_seed(seed)
-    return cuda.CudaKernels(emulated_library(), limits)
+    library = emulated_library(os.environ.get("SCENE_DISTILL_WATCH"))
+    ctypes.CDLL(str(library)).simt_set_seed(seed)
+    return cuda.CudaKernels(library, limits)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_emulator import EVERY_KERNEL, ROOT, build
+from cuda_emulator import EVERY_KERNEL, ROOT, build, emulated_library
 
 DRAW = """
 import sys, torch
@@ -65,6 +65,7 @@ def test_a_syncwarp_that_is_removed_from_the_raster_backward_is_missed(tmp_path,
 
 
 def test_the_kernels_have_no_races():
+    emulated_library("races")
     result = run("-m", "pytest", "-p", "no:cacheprovider", "-s", *EVERY_KERNEL, SCENE_DISTILL_WATCH="races")
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
     assert f"{len(EVERY_KERNEL)} passed" in result.stdout
