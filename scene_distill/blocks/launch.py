@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from scene_distill.blocks.workers import TIMEOUT_S, Place, Workers
+from scene_distill.blocks.workers import CHALLENGE, TIMEOUT_S, Place, Workers
 from scene_distill.core.errors import UserError
 
 START_S = 300.0
@@ -69,8 +69,8 @@ def _start(command: Sequence[str], rank: int, count: int, port: int) -> subproce
 
 
 def _wait_for(others: Sequence[subprocess.Popen], store: dist.Store) -> None:
-    """Until every process has left its first sign of life."""
-    signs, until = dist.PrefixStore("heartbeat", store), time.monotonic() + START_S
+    """Until every process has said that it is there."""
+    until = time.monotonic() + START_S
     missing = list(range(1, len(others) + 1))
     while missing:
         for rank, process in enumerate(others, start=1):
@@ -78,7 +78,7 @@ def _wait_for(others: Sequence[subprocess.Popen], store: dist.Store) -> None:
                 raise UserError(f"worker {rank} ended before the run began (exit code {process.returncode})")
         if time.monotonic() > until:
             raise UserError(f"worker {missing[0]} did not start within {START_S:.0f} s")
-        missing = [rank for rank in missing if not signs.check([str(rank)])]
+        missing = [rank for rank in missing if not store.check([f"{CHALLENGE}/{rank}"])]
         time.sleep(0.05)
 
 

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -130,6 +131,7 @@ class Workers:
             with self.named("the workers meet"):
                 if store is None:
                     store, _, _ = next(dist.rendezvous("env://", timeout=wait))
+                store = fresh_part(store, place, timeout_s)
                 self._heart = Heart(store, place)
                 backend = "nccl" if self._on_gpu else "gloo"
                 dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.count, timeout=wait)
@@ -214,6 +216,36 @@ def _take_gpu(place: Place) -> bool:
     if gpus:
         torch.cuda.set_device(place.local_rank % gpus)
     return gpus >= place.local_count
+
+
+CHALLENGE = "challenge"
+"""Prefix of the keys under which workers say that they are there."""
+
+
+def fresh_part(store: dist.Store, place: Place, timeout_s: float) -> dist.Store:
+    """A part of the launcher's store that nothing of an earlier attempt is in.
+
+    torchrun keeps its store when it restarts workers, and addresses of dead processes in it would be believed. Every
+    worker leaves a number that nobody used before; worker 0 answers each with the name of the part, until all have it.
+    """
+    until = time.monotonic() + timeout_s
+    if place.rank > 0:
+        nonce = uuid.uuid4().hex
+        store.set(f"{CHALLENGE}/{place.rank}", nonce)
+        store.wait([f"answer/{nonce}"], timedelta(seconds=timeout_s))
+        part = store.get(f"answer/{nonce}").decode()
+        store.set(f"{part}/met/{place.rank}", "")
+        return dist.PrefixStore(part, store)
+    part, missing = uuid.uuid4().hex, list(range(1, place.count))
+    while missing:
+        for rank in missing:
+            if store.check([f"{CHALLENGE}/{rank}"]):
+                store.set(f"answer/{store.get(f'{CHALLENGE}/{rank}').decode()}", part)
+        missing = [rank for rank in missing if not store.check([f"{part}/met/{rank}"])]
+        if time.monotonic() > until:
+            raise RuntimeError(f"worker {missing[0]} did not come within {timeout_s:.0f} s")
+        time.sleep(0.02)
+    return dist.PrefixStore(part, store)
 
 
 class Heart:
