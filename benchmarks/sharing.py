@@ -16,19 +16,19 @@ from pathlib import Path
 from campaign import ROOT, Campaign, shared_data
 
 ARMS = {
-    "independent blocks": ["--no-share-decoder", "--consistency", "0"],
-    "shared decoder": ["--consistency", "0", "--weighting", "none"],
-    "Momentum-GS": [],
+    "independent blocks": ["--no-share-decoder", "--halo", "private", "--consistency", "0"],
+    "shared decoder": ["--halo", "private", "--consistency", "0", "--weighting", "none"],
+    "Momentum-GS": ["--halo", "private"],
+    "shared halo": [],
     "single model": [],
 }
 
 READING = [
     "- *independent blocks*: every block has a decoder of its own, no teacher; merged by cells like the others.",
     "- *shared decoder*: one decoder, no teacher, no block weights.",
-    "- *Momentum-GS*: the defaults: shared decoder, momentum teacher, consistency loss, block weights.",
-    "- *single model*: one block. At equal total steps it sees eight times as many views per anchor, and every view",
-    "  whole; it is what blocks are measured against as long as the scene fits in memory. Blocks pay for memory that",
-    "  does not grow with the city ([memory.md](memory.md)) with steps.",
+    "- *Momentum-GS*: shared decoder, momentum teacher, consistency loss, block weights.",
+    "- *shared halo*: the defaults: the same, and blocks train each other's anchors where their views overlap.",
+    "- *single model*: one block; it is what blocks are measured against as long as the scene fits in memory.",
 ]
 
 
