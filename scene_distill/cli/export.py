@@ -66,7 +66,7 @@ def measured(run: OpenRun, path: Path) -> str:
     frames = run.scene.test_frames or run.scene.frames
     report = bake_report(
         lambda camera: run.trained.render(camera.moved(-origin)).image,
-        lambda camera: render(splats.gaussians(camera), camera).image,
+        lambda camera: render(splats, camera).image,
         [(run.images.camera(f).moved(origin), run.images.get(f).to(torch.float32) / 255.0) for f in frames],
     )
     return (

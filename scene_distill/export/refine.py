@@ -69,7 +69,7 @@ def refine_bake(
         camera = cameras[order.pop()]
         with torch.no_grad():
             teacher = render_teacher(camera)
-        rendering = render(_splats(leaves).gaussians(camera), camera)
+        rendering = render(_splats(leaves), camera)
         loss, _, _ = reconstruction(rendering.image, teacher, _DSSIM)
         gradients = torch.autograd.grad(loss, list(leaves.values()))
         seen = (rendering.extents > 0).any(1).to(torch.uint8)

@@ -111,7 +111,7 @@ def initial_points_psnr(scene: Scene, frames: Sequence[Frame], images: ImageCach
     values = []
     for frame in frames:
         camera = images.camera(frame).moved(origin)
-        image = render(splats.gaussians(camera), camera).image.clamp(0, 1)
+        image = render(splats, camera).image.clamp(0, 1)
         values.append(psnr(image, images.get(frame).to(torch.float32) / 255.0))
     return float(np.mean(values))
 
