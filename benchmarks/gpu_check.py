@@ -110,7 +110,7 @@ def time_steps() -> dict[str, Any]:
         for case in (case for case in CASES if case.name in ("A", "B", "C")):
             with torch.device("cpu"):
                 step = SplatStep(case)
-            on_gpu(step)
+            vars(step).update(on_gpu(vars(step)))
             stages = {name: milliseconds(stage) for name, stage in stages_of(step).items()}
             report[case.name] = {
                 "width": case.width, "height": case.height, "gaussians": case.gaussians, "step_ms": milliseconds(step),
@@ -121,12 +121,13 @@ def time_steps() -> dict[str, Any]:
     return report
 
 
-def on_gpu(step: Any) -> None:
-    """Move everything a `SplatStep` holds."""
-    step.parameters = {name: p.detach().cuda().requires_grad_() for name, p in step.parameters.items()}
-    step.moments = {name: (first.cuda(), second.cuda()) for name, (first, second) in step.moments.items()}
-    for name in ("pose", "intrinsics", "center", "background", "target"):
-        setattr(step, name, getattr(step, name).cuda())
+def on_gpu(value: Any) -> Any:
+    """The tensors of a tensor, dict, tuple or object of such, moved; a leaf stays a leaf."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cuda().requires_grad_(value.requires_grad)
+    if isinstance(value, dict):
+        return {name: on_gpu(part) for name, part in value.items()}
+    return tuple(on_gpu(part) for part in value) if isinstance(value, tuple) else value
 
 
 def train() -> dict[str, Any]:
