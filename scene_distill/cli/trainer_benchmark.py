@@ -25,7 +25,7 @@ from scene_distill.core.files import read_json
 from scene_distill.methods import find_method
 from scene_distill.training.run_folder import RunFolder
 
-PILOT_STEPS = 400
+PILOT_STEPS = 600
 """Steps of the pilot, all blocks together: long enough that reading every photo once does not dominate."""
 
 RESERVE = 0.97

@@ -28,6 +28,9 @@ from scene_distill.training.scene_blocks import View, view_of_step
 PARAMETERS = ("means", "log_scales", "quats", "opacity_logits", "sh")
 """What is learned: the fields of `Splats`."""
 
+FIRST_OPACITY = 0.3
+"""Opacity before the first step (3DGS: 0.1): short schedules end better with splats that cover from the start."""
+
 
 @dataclass(frozen=True, eq=False)
 class BlockSetting:
@@ -153,8 +156,10 @@ def splats_of(state: State) -> Splats:
 
 
 def first_block_state(splats: Splats, sh_degree: int, largest: float) -> State:
-    """The state of a block before its first visit: colours widened to ``sh_degree``, log-scales at most ``largest``."""
+    """The state of a block before its first visit: colours widened to ``sh_degree``, log-scales at most ``largest``,
+    opacities `FIRST_OPACITY`."""
     parameters = stored_tensors(splats)
+    parameters["opacity_logits"] = torch.full((len(splats),), FIRST_OPACITY).logit()
     parameters["log_scales"] = parameters["log_scales"].clamp(max=largest)
     parameters["sh"] = torch.zeros(len(splats), spherical_harmonics.basis_count(sh_degree), 3)
     parameters["sh"][:, :1] = splats.sh[:, :1]

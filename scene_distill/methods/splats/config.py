@@ -50,9 +50,9 @@ class SplatsConfig(RunConfig):
     opposite directions do not cancel (paper: False)."""
     growth_views: int = 4
     """Views of a splat before it is judged."""
-    growth_limit: float = 2.5
+    growth_limit: float = 4.0
     """A block may grow to this multiple of its first splats."""
-    split_size: float = 1.0
+    split_size: float = 0.5
     """Size in point spacings above which a splat is split instead of cloned (paper: 0.01 of the scene's extent)."""
     max_size: float = 20.0
     """Size in point spacings above which a splat is removed (paper: 0.1 of the scene's extent)."""
@@ -61,15 +61,15 @@ class SplatsConfig(RunConfig):
     opacity_resets: int = 0
     """Times that all opacities are set back during growth (paper: 5)."""
 
-    lr_means: tuple[float, float] = (3e-2, 3e-4)
+    lr_means: tuple[float, float] = (2.4e-1, 6e-3)
     """Learning rate of means in point spacings, first and last (paper: 1.6e-4 to 1.6e-6 of the scene's extent)."""
-    lr_scales: tuple[float, float] = (5e-3, 5e-3)
-    """Learning rate of log-scales, first and last (log-linear in between)."""
-    lr_rotations: tuple[float, float] = (1e-3, 1e-3)
-    """Learning rate of quaternions, first and last."""
-    lr_opacities: tuple[float, float] = (5e-2, 5e-2)
-    """Learning rate of opacity logits, first and last."""
-    lr_colors: tuple[float, float] = (2.5e-3, 2.5e-3)
-    """Learning rate of the constant colour, first and last."""
-    lr_harmonics: tuple[float, float] = (1.25e-4, 1.25e-4)
+    lr_scales: tuple[float, float] = (6e-2, 5e-3)
+    """Learning rate of log-scales, first and last, log-linear in between (paper: 0.005)."""
+    lr_rotations: tuple[float, float] = (1e-2, 1e-3)
+    """Learning rate of quaternions, first and last (paper: 0.001)."""
+    lr_opacities: tuple[float, float] = (1e-1, 5e-2)
+    """Learning rate of opacity logits, first and last (paper: 0.05)."""
+    lr_colors: tuple[float, float] = (2e-2, 2e-3)
+    """Learning rate of the constant colour, first and last (paper: 0.0025)."""
+    lr_harmonics: tuple[float, float] = (1e-3, 1e-4)
     """Learning rate of the view-dependent colour, first and last (paper: a twentieth of the constant's)."""
