@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scene_distill.blocks.splitting import Split
 from scene_distill.blocks.store import DamagedState, Entry, UnitStore
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import read_json, write_json
@@ -21,13 +22,15 @@ PREVIOUS = "checkpoint-previous.json"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is committed before ``next_round``: an entry per unit that was ever visited, and the shared state's."""
+    """What is committed before ``next_round``: an entry per unit that was ever visited, the shared state's, and the
+    splits of units in the order they were made."""
 
     schedule: dict[str, int]
     next_round: int = 0
     seconds: float = 0.0
     shared: Entry | None = None
     units: dict[int, Entry] = field(default_factory=dict)
+    splits: tuple[Split, ...] = ()
 
     def files(self) -> set[str]:
         """Names of the files it consists of."""
@@ -41,6 +44,7 @@ class Checkpoint:
             "seconds": self.seconds,
             "schedule": self.schedule,
             "shared": self.shared.to_dict() if self.shared else None,
+            "splits": [split.to_dict() for split in self.splits],
             "units": {str(unit): entry.to_dict() for unit, entry in sorted(self.units.items())},
         }
 
@@ -52,7 +56,7 @@ class Checkpoint:
             units = {int(unit): Entry(**entry) for unit, entry in values["units"].items()}
             return Checkpoint(
                 dict(values["schedule"]), int(values["next_round"]), float(values["seconds"]),
-                Entry(**values["shared"]), units,
+                Entry(**values["shared"]), units, tuple(Split(**split) for split in values.get("splits", ())),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}); {_way_back(path.parent)}") from error

@@ -22,6 +22,7 @@ from pathlib import Path
 from scene_distill.blocks.background import Background
 from scene_distill.blocks.checkpoint import Checkpoint, CheckpointFolder
 from scene_distill.blocks.schedule import Round, Visit
+from scene_distill.blocks.splitting import Split
 from scene_distill.blocks.store import DamagedState, Entry, State, UnitStore, checksum, off_device, pack, unpack
 from scene_distill.blocks.workers import Workers
 from scene_distill.core.errors import UserError
@@ -102,6 +103,24 @@ class Custody:
             self.await_commit()
         entry = self._last.units.get(unit)
         return unpack(self._read_bytes(entry)) if kept is None and entry is not None else kept
+
+    def is_whole(self, unit: int) -> bool:
+        """Whether a unit's newest state is one that was made before the unit was split, of both parts."""
+        file = self._newest(unit)
+        return file != "" and any(file == s.file and unit in (s.unit, s.added) for s in self._last.splits)
+
+    def newest_entry(self, unit: int) -> Entry | None:
+        """The entry of a unit's newest state, on every worker; None before its first visit."""
+        if unit in self._closing:
+            self.await_commit()
+        return self._last.units.get(unit)
+
+    def take_split(self, split: Split) -> None:
+        """Let both parts go on from the unit's newest state; the next commit tells."""
+        self.await_commit()
+        entry = self._last.units.get(split.unit)
+        units = self._last.units | ({split.added: entry} if entry else {})
+        self._last = replace(self._last, units=units, splits=(*self._last.splits, split))
 
     def release(self) -> None:
         """Let go of states that worker 0 sent to be looked at."""
@@ -199,7 +218,7 @@ class Custody:
         everyone = channel.gather((entries, checksum(packed)), "workers finish a round")
         _check_copies([digest for _, digest in everyone], round_)
         units = old.units | {unit: entry for part, _ in everyone for unit, entry in part.items()}
-        new = Checkpoint(self._schedule, round_.index + 1, seconds, None, units)
+        new = replace(old, next_round=round_.index + 1, seconds=seconds, shared=None, units=units)
         if me == 0:
             new = replace(new, shared=self._store.write_bytes(f"shared-{round_.index:05d}.safetensors", packed))
             self._manifests.commit(new, old)

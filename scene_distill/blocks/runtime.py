@@ -23,8 +23,10 @@ from torch import Tensor
 from scene_distill.blocks.custody import Custody
 from scene_distill.blocks.reduction import LaneMean, Reduction
 from scene_distill.blocks.schedule import Round, Visit, place_lanes
-from scene_distill.blocks.store import State, UnitStore
+from scene_distill.blocks.splitting import Split, split_rounds
+from scene_distill.blocks.store import State, UnitStore, state_bytes
 from scene_distill.blocks.workers import Workers
+from scene_distill.core.console import say
 
 TELL_EVERY = 20
 """Lockstep steps after which several workers tell worker 0 their lanes' numbers for the log."""
@@ -102,6 +104,28 @@ class ExchangingMethod(Method, Protocol):
         ...
 
 
+@runtime_checkable
+class DivisibleMethod(Protocol):
+    """A method whose units can be split in two when they outgrow their memory (`splitting`)."""
+
+    @property
+    def state_limit(self) -> int:
+        """Bytes of a state above which its unit is split; 0: never."""
+        ...
+
+    def cut(self, unit: int, state: State) -> tuple[int, float] | None:
+        """Axis and contracted position of the cut that halves a unit; None where the parts would be hardly smaller."""
+        ...
+
+    def split(self, split: Split) -> None:
+        """From now on the unit is two."""
+        ...
+
+    def part(self, unit: int, state: State) -> State:
+        """What one of the two takes of a state made before the split."""
+        ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a listener hears after every lockstep step: shared place in the schedule and the lanes' numbers."""
@@ -130,6 +154,7 @@ class Runtime:
         self.workers = workers if workers is not None else Workers()
         self.next_round = 0
         self.seconds = 0.0
+        self._told: set[int] = set()
         self._owners = place_lanes(self.rounds, self.workers.count)
         self._reduction = reduction
         self._custody = Custody(folder, UnitStore(folder / "units", ram_bytes), self.workers, self._schedule_identity())
@@ -151,6 +176,8 @@ class Runtime:
         if found is None:
             return False
         self.next_round, self.seconds = found.next_round, found.seconds
+        for split in found.splits:
+            self._split(split)
         self.method.shared.restore(self._custody.shared_state())
         return True
 
@@ -160,7 +187,9 @@ class Runtime:
         and ``committed`` follows every commit, both in this thread."""
         with self._custody.opened(committed) as custody:
             while self.next_round < len(self.rounds):
-                started, round_ = time.perf_counter(), self.rounds[self.next_round]
+                started = time.perf_counter()
+                self._split_overgrown()
+                round_ = self.rounds[self.next_round]
                 units = self._open(round_)
                 if self.next_round + 1 < len(self.rounds):
                     custody.fetch_ahead(self._mine(self.rounds[self.next_round + 1]), round_)
@@ -199,6 +228,50 @@ class Runtime:
         near = {other: self._custody.look_at(other) for other in around}
         visited = {other: found for other, found in near.items() if found is not None}
         return self.method.exchanged(unit, state, visited)
+
+    def _split_overgrown(self) -> None:
+        """Split the units of the coming round that outgrew their memory. Every worker makes the same splits."""
+        method, indivisible = self.method, set[int]()
+        if not isinstance(method, DivisibleMethod) or method.state_limit == 0:
+            return
+        while True:
+            coming = [visit.unit for visit in self.rounds[self.next_round].visits if visit.unit not in indivisible]
+            unit = next((unit for unit in coming if self._bytes(unit) > method.state_limit), None)
+            if unit is None:
+                return
+            cut = None if self.workers.rank else method.cut(unit, self._look_at(unit))
+            cut = self.workers.main.from_first(cut, "worker 0 cuts a unit")
+            if cut is None:
+                indivisible.add(unit)
+                self._tell_indivisible(unit)
+                continue
+            entry, added = self._custody.newest_entry(unit), 1 + max(v.unit for r in self.rounds for v in r.visits)
+            axis, at = cut
+            split = Split(self.next_round, unit, added, axis, at, entry.file if entry else "")
+            self._custody.take_split(split)
+            self._split(split)
+
+    def _tell_indivisible(self, unit: int) -> None:
+        if self.workers.rank == 0 and unit not in self._told:
+            say(f"block {unit} outgrew its memory, and a cut would not help: its views see most of it from both sides")
+        self._told.add(unit)
+
+    def _split(self, split: Split) -> None:
+        assert isinstance(self.method, DivisibleMethod)
+        self.method.split(split)
+        self.rounds = split_rounds(self.rounds, split)
+        self._owners = place_lanes(self.rounds, self.workers.count)
+
+    def _bytes(self, unit: int) -> int:
+        """Bytes of a unit's newest state; 0 where it was just split, and its part is not known before it trains."""
+        if self._custody.is_whole(unit):
+            return 0
+        entry = self._custody.newest_entry(unit)
+        return state_bytes(self.method.first_state(unit)) if entry is None else entry.bytes
+
+    def _look_at(self, unit: int) -> State:
+        found = self._custody.look_at(unit)
+        return self.method.first_state(unit) if found is None else found
 
     def _train(self, round_: Round, units: dict[int, Unit], listen: Callable[[Progress], None]) -> None:
         """Step this worker's lanes, and with the gradients of all lanes the shared state, in lockstep."""
@@ -246,6 +319,9 @@ class Runtime:
             listen(Progress(round_.index, len(self.rounds), done, self.total_steps, lanes))
 
     def _state(self, unit: int) -> State:
+        if self._custody.is_whole(unit):
+            assert isinstance(self.method, DivisibleMethod)
+            return self.method.part(unit, self._look_at(unit))
         found = self._custody.state(unit)
         return self.method.first_state(unit) if found is None else found
 

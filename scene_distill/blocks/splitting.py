@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from scene_distill.blocks.assignment import AREA_THRESHOLD, area_shares, assign_views
@@ -141,16 +140,10 @@ def split_rounds(rounds: Sequence[Round], split: Split) -> tuple[Round, ...]:
     return tuple(planned)
 
 
-def state_part(
-    state: State, rows: StateRows, cells: Partition, unit: int, origin: np.ndarray, cameras: Sequence[Camera]
-) -> State:
-    """What ``unit`` takes of a state that was made before its cell was cut.
-
-    The state's positions are in the world minus ``origin`` [3], ``cameras`` those of the unit's views, in the world.
-    """
-    positions = state[rows.positions]
-    world = positions.double().cpu().numpy() + origin
-    keep = cells.owns(world, unit)
+def part_rows(positions: np.ndarray, cells: Partition, unit: int, cameras: Sequence[Camera]) -> np.ndarray:
+    """Which rows ``unit`` takes of a state that was made before its cell was cut, [N] bool: those inside its cell, and
+    those beyond it that its views see. positions [N, 3] and ``cameras`` are in the world."""
+    keep = cells.owns(positions, unit)
     beyond = np.flatnonzero(~keep)
-    keep[beyond[seen_rows(world[beyond], cameras)]] = True
-    return part_of_state(state, rows, torch.from_numpy(keep).to(positions.device))
+    keep[beyond[seen_rows(positions[beyond], cameras)]] = True
+    return keep

@@ -55,6 +55,8 @@ class RunConfig:
     """CPU threads of the native kernels; 0 takes all, shared among the workers. Results do not depend on it."""
     max_memory: str = ""
     """Memory budget of each worker, such as 8GB; empty: no limit. Images, lanes and evicted blocks obey it."""
+    max_block_memory: str = ""
+    """Memory of one block in training, such as 500MB; a block that outgrows it is split in two. Empty: never."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in the run folder from its last finished round."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

@@ -182,7 +182,8 @@ def _spare_bytes(config: RunConfig, working_set: int) -> int:
     if need > budget:
         raise UserError(
             f"--max-memory {config.max_memory} is too small: {min(config.lanes, config.blocks)} lanes need about "
-            f"{memory.format_bytes(need)}; give more memory, fewer --lanes or more --blocks"
+            f"{memory.format_bytes(need)}; give more memory, fewer --lanes, more --blocks, "
+            "or a --max-block-memory above which blocks are split"
         )
     return budget - need
 

@@ -16,11 +16,11 @@ from scene_distill.blocks.splitting import (
     StateRows,
     cut_of,
     part_of_state,
+    part_rows,
     seen_rows,
     split_assignment,
     split_partition,
     split_rounds,
-    state_part,
 )
 from scene_distill.blocks.visibility import observe
 from scene_distill.core import seeds
@@ -112,7 +112,8 @@ def test_the_two_parts_merge_to_what_the_unit_would_have_merged_to(flight, town)
     parts = {}
     for child in (unit, split.added):
         cameras = [frames[row].camera for row in np.flatnonzero(after[:, child])]
-        parts[child] = state_part(state, ROWS, cells, child, np.zeros(3), cameras)
+        keep = part_rows(world.double().numpy(), cells, child, cameras)
+        parts[child] = part_of_state(state, ROWS, torch.from_numpy(keep))
         assert len(parts[child]["means"]) < len(world), "what no view of the child sees is left behind"
 
     def merged(part, of, owner):

@@ -15,7 +15,7 @@ from torch import Tensor
 from scene_distill.blocks import assignment as assigning
 from scene_distill.blocks.partition import Partition
 from scene_distill.blocks.schedule import Round, Visit, make_schedule
-from scene_distill.blocks.splitting import StateRows
+from scene_distill.blocks.splitting import Split, StateRows, split_rounds
 from scene_distill.blocks.store import State
 from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
@@ -24,7 +24,7 @@ from scene_distill.methods.momentum_gs.block import BlockSetting, BlockTraining,
 from scene_distill.methods.momentum_gs.coarse import render_difference, train_coarse
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.momentum_gs.decoder_training import DecoderClock, DecoderTraining
-from scene_distill.methods.momentum_gs.halo import HaloRegion, exchanged
+from scene_distill.methods.momentum_gs.halo import OWNER, HaloRegion, exchanged
 from scene_distill.methods.momentum_gs.merged import FIELDS, MergedCity
 from scene_distill.nets.gaussian_decoder import decoder_from_state
 from scene_distill.representations.anchors import LEARNED, Anchors, anchors_from_points, voxelise
@@ -43,6 +43,9 @@ EXPECTED_GROWTH = 1.7
 
 BYTES_PER_ANCHOR = 4 * (71 + 2 * 68 + 68 + 22)
 """Parameters, two moments, gradients and growth statistics of one anchor in float32."""
+
+STATE_BYTES_PER_ANCHOR = 4 * (71 + 2 * 68 + 22 + 3)
+"""What a state holds of an anchor: parameters, moments, growth statistics and its halo's numbers."""
 
 BYTES_PER_VISIBLE_ANCHOR = 10 * 4 * (2 * 14 + 2 * 14 + 40)
 """Measured order of a step's scratch per visible anchor: decoded slots and their gradients, projection, tile pairs."""
@@ -106,7 +109,7 @@ class MomentumGS:
             torch.from_numpy(points).float(), torch.from_numpy(colors).float(),
             spread=0.3 if picture else 0.0, color_init=picture, seed_parts=(self.config.seed, unit),
         )  # fmt: skip
-        state = first_block_state(anchors, self._first_owners(unit, anchors))
+        state = first_block_state(anchors, self._owners(unit, anchors.positions))
         if not self.config.share_decoder:
             setting = self._setting(unit)
             decoder = DecoderTraining(
@@ -115,11 +118,12 @@ class MomentumGS:
             state |= decoder.state()
         return state
 
-    def _first_owners(self, unit: int, anchors: Anchors) -> Tensor:
-        """The block that owns each of a block's first anchors; with a private halo all are its own."""
+    def _owners(self, unit: int, positions: Tensor) -> Tensor:
+        """The block that owns each of a block's anchors [A], int32; with a private halo all are its own."""
         if self.config.halo == "private":
-            return torch.full((len(anchors),), unit)
-        return torch.from_numpy(self.partition.owner(anchors.positions.double().numpy() + self.blocks.origin))
+            return torch.full((len(positions),), unit, dtype=torch.int32)
+        owners = self.partition.owner(positions.double().cpu().numpy() + self.blocks.origin)
+        return torch.from_numpy(owners).to(positions.device, torch.int32)
 
     def neighbours(self, unit: int) -> tuple[int, ...]:
         """The blocks that train some of the anchors which this block trains."""
@@ -130,14 +134,40 @@ class MomentumGS:
 
     def exchanged(self, unit: int, state: State, around: Mapping[int, State]) -> State:
         """A block's state with the newest copies of the anchors it shares with its neighbours (`halo`)."""
+        if len(self.partition) > self.config.blocks and around:
+            state, around = self._owned_anew(unit, state), {k: self._owned_anew(k, s) for k, s in around.items()}
         return exchanged(unit, state, around, self._regions[unit].holds) if around else state
 
     @cached_property
     def _regions(self) -> tuple[HaloRegion, ...]:
         """Where each block takes and trains anchors: around the points it starts from."""
         blocks = self.blocks
-        points = (self.scene.points[blocks.first_points(unit)] - blocks.origin for unit in range(self.config.blocks))
+        points = (self.scene.points[blocks.first_points(unit)] - blocks.origin for unit in range(len(self.partition)))
         return tuple(HaloRegion(torch.from_numpy(part).float(), blocks.spacing) for part in points)
+
+    @property
+    def state_limit(self) -> int:
+        """Bytes of a state above which its block is split (`blocks.runtime.DivisibleMethod`)."""
+        scratch = BYTES_PER_ANCHOR - STATE_BYTES_PER_ANCHOR + BYTES_PER_VISIBLE_ANCHOR
+        return self.blocks.state_limit(self.config.max_block_memory, STATE_BYTES_PER_ANCHOR, scratch)
+
+    def cut(self, unit: int, state: State) -> tuple[int, float] | None:
+        """The cut that halves a block."""
+        return self.blocks.cut(unit, state, ROWS)
+
+    def split(self, split: Split) -> None:
+        """From now on a block is two."""
+        self.blocks.split(split)
+        self.rounds = split_rounds(self.rounds, split)
+        self.__dict__.pop("_regions", None)
+
+    def part(self, unit: int, state: State) -> State:
+        """What a block takes of a state that was made before it was split."""
+        return self._owned_anew(unit, self.blocks.part(unit, state, ROWS))
+
+    def _owned_anew(self, unit: int, state: State) -> State:
+        """A state whose anchors may have come to other owners when a block was split."""
+        return state | {OWNER: self._owners(unit, state["anchors.positions"])}
 
     def open(self, unit: int, state: State, visit: Visit, round_: Round) -> BlockTraining:
         """A block ready for one visit."""
@@ -189,7 +219,9 @@ class MomentumGS:
     def plan(self) -> dict[str, Any]:
         """What will be trained, before it is: a text table, the anchors of the largest lanes, and bytes of a round."""
         firsts = (len(self.blocks.first_points(unit)) for unit in range(self.config.blocks))
-        limits = sorted((int(self.config.growth_limit * first) for first in firsts), reverse=True)
+        most = self.state_limit // STATE_BYTES_PER_ANCHOR or None
+        grown = (int(self.config.growth_limit * first) for first in firsts)
+        limits = sorted((min(anchors, most or anchors) for anchors in grown), reverse=True)
         lanes = limits[: min(self.config.lanes, self.config.blocks)]
         working_set = BYTES_PER_ANCHOR * sum(lanes) + BYTES_PER_VISIBLE_ANCHOR * limits[0]
         return {"table": self.blocks.table(), "working_set_bytes": working_set}

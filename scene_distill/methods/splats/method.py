@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.blocks.schedule import Round, Visit, make_schedule
-from scene_distill.blocks.splitting import StateRows
+from scene_distill.blocks.splitting import Split, StateRows
 from scene_distill.blocks.store import State
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Scene
@@ -93,6 +93,23 @@ class PlainSplats:
         )
         return BlockTraining(self.config, setting, {name: tensor.to(self.device) for name, tensor in state.items()})
 
+    @property
+    def state_limit(self) -> int:
+        """Bytes of a state above which its block is split (`blocks.runtime.DivisibleMethod`)."""
+        return self.blocks.state_limit(self.config.max_block_memory, BYTES_PER_SPLAT, BYTES_PER_VISIBLE_SPLAT)
+
+    def cut(self, unit: int, state: State) -> tuple[int, float] | None:
+        """The cut that halves a block."""
+        return self.blocks.cut(unit, state, ROWS)
+
+    def split(self, split: Split) -> None:
+        """From now on a block is two."""
+        self.blocks.split(split)
+
+    def part(self, unit: int, state: State) -> State:
+        """What a block takes of a state that was made before it was split."""
+        return self.blocks.part(unit, state, ROWS)
+
     def merge(self, states: Mapping[int, Callable[[], State]]) -> MergedSplats:
         """One scene: of each block the splats inside its own cell (cells are disjoint, nothing is blended)."""
         kept, owners = [], []
@@ -105,7 +122,9 @@ class PlainSplats:
 
     def plan(self) -> dict[str, Any]:
         """What will be trained, before it is: a text table, and bytes of a round."""
-        limits = sorted((self._rules(unit).max_splats for unit in range(self.config.blocks)), reverse=True)
+        most = self.state_limit // BYTES_PER_SPLAT or None
+        rules = (self._rules(unit) for unit in range(self.config.blocks))
+        limits = sorted((min(rule.max_splats, most or rule.max_splats) for rule in rules), reverse=True)
         lanes = limits[: min(self.config.lanes, self.config.blocks)]
         working_set = BYTES_PER_SPLAT * sum(lanes) + BYTES_PER_VISIBLE_SPLAT * limits[0]
         return {"table": self.blocks.table(), "working_set_bytes": working_set, "spacing": self.blocks.spacing}
