@@ -108,11 +108,11 @@ class Channel:
             dist.recv(data, source, group=self._group)
         return data.numpy().tobytes()
 
-    def barrier(self, what: str, timeout_s: float) -> None:
-        """Wait until everybody is here, at most ``timeout_s``."""
+    def barrier(self, what: str) -> None:
+        """Wait until everybody is here."""
         if self._workers.count > 1:
             with self._workers.named(what):
-                dist.monitored_barrier(self._group, timedelta(seconds=timeout_s), wait_all_ranks=True)
+                dist.monitored_barrier(self._group, wait_all_ranks=True)
 
 
 class Workers:
@@ -125,7 +125,7 @@ class Workers:
         self.place, self.rank, self.count = place, place.rank, place.count
         self._on_gpu = _take_gpu(place)
         self._heart: Heart | None = None
-        groups: list[Any] = [None, None]
+        groups: list[Any] = [None, None, None]
         if place.count > 1:
             wait = timedelta(seconds=timeout_s)
             with self.named("the workers meet"):
@@ -135,8 +135,9 @@ class Workers:
                 self._heart = Heart(store, place)
                 backend = "nccl" if self._on_gpu else "gloo"
                 dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.count, timeout=wait)
-                groups = [dist.new_group(backend="gloo", timeout=wait) for _ in range(2)]
-        self.main, self.background = (Channel(self, group) for group in groups)
+                waits = (wait, wait, timedelta(seconds=PREPARATION_S))
+                groups = [dist.new_group(backend="gloo", timeout=longest) for longest in waits]
+        self.main, self.background, self._preparation = (Channel(self, group) for group in groups)
 
     def gather_tensor(self, mine: Tensor) -> Tensor:
         """Everybody's tensor (all of one shape), stacked in the order of ranks: [N, ...]."""
@@ -172,10 +173,15 @@ class Workers:
     def first_before_others(self, what: str) -> Iterator[None]:
         """Worker 0 does the body, then all others do it; they wait for as long as a scene may take to prepare."""
         if self.rank > 0:
-            self.main.barrier(what, PREPARATION_S)
+            self._preparation.barrier(what)
         yield
         if self.rank == 0:
-            self.main.barrier(what, PREPARATION_S)
+            self._preparation.barrier(what)
+
+    def prepared(self, value: Any, what: str) -> Any:
+        """Worker 0's value, which may take as long to find as a scene to prepare."""
+        self._preparation.barrier(what)
+        return self.main.from_first(value, what)
 
     @contextlib.contextmanager
     def named(self, what: str) -> Iterator[None]:

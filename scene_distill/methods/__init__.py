@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scene_distill.core.errors import UserError
 
@@ -35,9 +35,9 @@ class MethodEntry:
         """The flat config dataclass."""
         return getattr(import_module(f"{self.package}.config"), self.config_class)
 
-    def build(self, config: RunConfig, scene: Scene, images: ImageCache) -> TrainableScene:
-        """The method bound to a scene."""
-        return import_module(f"{self.package}.method").build(config, scene, images)
+    def build(self, config: RunConfig, scene: Scene, images: ImageCache, *prepared: Any) -> TrainableScene:
+        """The method bound to a scene; ``prepared`` is another worker's `training.loop.PreparedScene.preparation`."""
+        return import_module(f"{self.package}.method").build(config, scene, images, *prepared)
 
     def load(self, path: Path) -> TrainedScene:
         """A trained model from its .safetensors file."""

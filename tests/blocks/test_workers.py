@@ -157,7 +157,7 @@ def test_workers_that_see_different_data_say_so(tmp_path):
         "import sys, numpy as np\n"
         "from scene_distill.blocks.launch import joined\n"
         "from scene_distill.core.errors import UserError\n"
-        "with joined(2, lambda: [sys.executable, '-c', open(sys.argv[1]).read(), sys.argv[1]]) as workers:\n"
+        "with joined(2, lambda: [sys.executable, sys.argv[0]]) as workers:\n"
         "    workers.agree('numbers', np.arange(3), [1, 2])\n"
         "    try:\n"
         "        workers.agree('numbers', np.arange(3) + workers.rank)\n"
@@ -165,10 +165,25 @@ def test_workers_that_see_different_data_say_so(tmp_path):
         "        print(error)\n"
     )
     (tmp_path / "program.py").write_text(program)
-    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "program.py")]
+    command = [sys.executable, str(tmp_path / "program.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=ENVIRONMENT, check=True)
     assert sorted(done.stdout.splitlines())[0].startswith("worker 0 and worker 1 see different things: numbers")
     assert len(done.stdout.splitlines()) == 2
+
+
+def test_preparing_may_take_longer_than_any_step(tmp_path):
+    program = (
+        "import sys, time\n"
+        "from scene_distill.blocks.launch import joined\n"
+        "with joined(2, lambda: [sys.executable, sys.argv[0]], timeout_s=8) as workers:\n"
+        "    with workers.first_before_others('worker 0 sleeps'):\n"
+        "        time.sleep(10 if workers.rank == 0 else 0)\n"
+        "    print(workers.prepared('found' if workers.rank == 0 else None, 'worker 0 tells'))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=ENVIRONMENT, check=True)
+    assert done.stdout == "found\nfound\n"
 
 
 def test_a_process_that_ends_before_the_start_is_told(tmp_path):
