@@ -101,12 +101,12 @@ class MomentumGSConfig(RunConfig):
     min_opacity: float = 0.005
     """Mean summed opacity below which an anchor is removed."""
 
-    lr_offsets: tuple[float, float] = (1e-2, 1e-4)
-    """Learning rate of offsets, first and last (log-linear in between)."""
-    lr_features: tuple[float, float] = (7.5e-3, 7.5e-3)
-    """Learning rate of anchor features, first and last."""
-    lr_scales: tuple[float, float] = (7e-3, 7e-3)
-    """Learning rate of anchor log-scales, first and last."""
+    lr_offsets: tuple[float, float] = (2e-2, 2e-4)
+    """Learning rate of offsets, first and last, log-linear in between (paper: 1e-2, 1e-4)."""
+    lr_features: tuple[float, float] = (1.5e-2, 5e-3)
+    """Learning rate of anchor features, first and last (paper: 7.5e-3)."""
+    lr_scales: tuple[float, float] = (1.4e-2, 3e-3)
+    """Learning rate of anchor log-scales, first and last (paper: 7e-3)."""
     lr_opacity_head: tuple[float, float] = (2e-3, 2e-5)
     """Learning rate of the opacity head, first and last."""
     lr_covariance_head: tuple[float, float] = (4e-3, 4e-3)
@@ -117,5 +117,5 @@ class MomentumGSConfig(RunConfig):
     """Learning rate of the feature bank, first and last."""
     lr_appearance: tuple[float, float] = (5e-2, 5e-4)
     """Learning rate of the appearance vectors, first and last."""
-    lr_until: float = 0.5
+    lr_until: float = 0.8
     """Fraction of the steps over which learning rates fall from first to last."""
