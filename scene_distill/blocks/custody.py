@@ -47,7 +47,6 @@ class Custody:
         self._commit: futures.Future[Checkpoint] | None = None
         self._fetch: futures.Future[None] | None = None
         self._closing: dict[int, str] = {}  # unit -> file, for the commit in work
-        self._brought: set[str] = set()  # files that worker 0 sent for this round
         self._committed: Callable[[], None] = lambda: None
 
     def resume(self) -> Checkpoint | None:
@@ -123,9 +122,8 @@ class Custody:
         self._last = replace(self._last, units=units, splits=(*self._last.splits, split))
 
     def release(self) -> None:
-        """Let go of states that worker 0 sent to be looked at."""
-        self._store.unwant(self._brought)
-        self._brought = set()
+        """Let go of states that were fetched or sent for this round; its units are open."""
+        self._store.release()
 
     def fetch_ahead(self, visits: Sequence[Visit], training: Round) -> None:
         """Read the states for coming visits in the background, but those of units that train now."""
@@ -162,7 +160,6 @@ class Custody:
                     channel.send(self._read_bytes(entry), rank, doing)
                 elif me == rank:
                     self._store.hold(entry.file, unpack(channel.receive(0, doing)))
-                    self._brought.add(entry.file)
 
     def _newest(self, unit: int) -> str:
         """File of a unit's newest state, '' before its first visit."""

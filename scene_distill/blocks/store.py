@@ -154,11 +154,11 @@ class UnitStore:
             held = self._ram.get(file)
             return None if held is None else held.state
 
-    def unwant(self, files: set[str]) -> None:
-        """Nobody waits for these states any more."""
+    def release(self) -> None:
+        """Nobody waits for what was fetched ahead or sent any more."""
         with self._lock:
-            for file in files & self._ram.keys():
-                self._ram[file].wanted = False
+            for held in self._ram.values():
+                held.wanted = False
             self._trim()
 
     def load(self, entry: Entry) -> State:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -56,7 +56,17 @@ class TrainableScene(Method, Protocol):
         ...
 
 
-Build = Callable[[Any, Scene, ImageCache], TrainableScene]
+@runtime_checkable
+class PreparedScene(Protocol):
+    """A method that takes long to bind to a scene: one worker does it and tells the others what it found."""
+
+    def preparation(self) -> Any:
+        """What ``build`` takes as fourth argument to be quick; None where it is quick anyway."""
+        ...
+
+
+Build = Callable[..., TrainableScene]
+"""(config, scene, photos[, preparation]) -> the method bound to the scene."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,18 +130,18 @@ class Training:
 def prepare(method_name: str, config: RunConfig, build: Build, workers: Workers | None = None) -> Training:
     """Load the data, split it into units and check the budget. Nothing is written yet; `Training.begin` is next.
 
-    Every worker calls it. Worker 0 goes first, so that what is made once (structure from motion, undistorted photos) is
-    there for the others.
+    Every worker calls it. Worker 0 goes first, so that what is made once (structure from motion, undistorted photos, a
+    coarse model) is there for the others.
     """
     workers = workers if workers is not None else Workers()
     config = replace(config, resume=config.resume or workers.place.restarted)
     use_native_threads(config.threads or workers.place.cores)
-    with workers.first_before_others("worker 0 prepares the scene"):
+    with workers.first_before_others("worker 0 reads the scene"):
         scene, width = load_for(config)
     folder = RunFolder(config.output_dir or default_folder(config, method_name))
     all_photos = sum(3 * c.width * c.height for c in (f.camera.resized(width) for f in scene.frames))
     images = ImageCache(scene.frames, width, all_photos)
-    method = build(config, scene, images)
+    method = _built(build, config, scene, images, workers)
     ram_bytes = None
     if config.max_memory:
         share = -(-config.lanes // workers.count) / config.lanes
@@ -141,6 +151,17 @@ def prepare(method_name: str, config: RunConfig, build: Build, workers: Workers 
     workers.agree("the scene and its blocks", scene.points, [frame.name for frame in scene.frames], method.rounds)
     runtime = Runtime(method, method.rounds, folder.checkpoint, ram_bytes, workers, config.reduction)
     return Training(method_name, config, scene, images, method, runtime, folder)
+
+
+def _built(build: Build, config: RunConfig, scene: Scene, images: ImageCache, workers: Workers) -> TrainableScene:
+    """The method bound to the scene; worker 0 does first what takes long."""
+    if workers.rank == 0:
+        method = build(config, scene, images)
+        found = method.preparation() if isinstance(method, PreparedScene) else None
+        workers.prepared(found, "worker 0 prepares the scene")
+        return method
+    preparation = workers.prepared(None, "worker 0 prepares the scene")
+    return build(config, scene, images) if preparation is None else build(config, scene, images, preparation)
 
 
 def use_native_threads(threads: int) -> None:

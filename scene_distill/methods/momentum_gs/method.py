@@ -56,19 +56,27 @@ class MomentumGS:
 
     rows = ROWS
 
-    def __init__(self, config: MomentumGSConfig, scene: Scene, images: ImageCache) -> None:
+    def __init__(
+        self, config: MomentumGSConfig, scene: Scene, images: ImageCache, prepared: np.ndarray | None = None
+    ) -> None:
         if config.halo == "shared" and not config.share_decoder:
             raise UserError("--no-share-decoder needs --halo private: only its own decoder can read an anchor")
         self.config, self.scene, self.images = config, scene, images
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.blocks = SceneBlocks(scene, images, config.blocks, config.partition, config.view_threshold, self.device)
         if config.assignment == "render":
-            self.blocks.assignment = self._assigned_by_render()
+            self.blocks.assignment = self._assigned_by_render() if prepared is None else prepared
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
         if config.block_order == "contiguous":
             self.rounds = reordered(self.rounds, range(config.blocks))
+        elif config.block_order == "cost":
+            self.rounds = reordered(self.rounds, self.blocks.order_by_cost(config.lanes, config.seed).tolist())
         clock = DecoderClock.of_all(self.rounds)
         self.shared = DecoderTraining(config, clock, len(scene.train_frames), self.device, config.seed, "shared")
+
+    def preparation(self) -> np.ndarray | None:
+        """The assignment where it took a coarse model to find it (`training.loop.PreparedScene`)."""
+        return self.assignment if self.config.assignment == "render" else None
 
     @property
     def partition(self) -> Partition:
