@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.blocks import assignment as assigning
+from scene_distill.blocks.balance import block_costs, cost_partition, order_by_cost, view_costs
 from scene_distill.blocks.partition import Partition, partition
 from scene_distill.blocks.splitting import (
     Split,
@@ -64,16 +65,32 @@ class SceneBlocks:
     neighbouring points in the scene's unit.
     """
 
-    def __init__(self, scene: Scene, images: ImageCache, blocks: int, scheme: Literal["balanced", "grid"],
+    def __init__(self, scene: Scene, images: ImageCache, blocks: int, scheme: Literal["balanced", "cost", "grid"],
                  view_threshold: float, device: torch.device) -> None:  # fmt: skip
         self.scene, self.images, self.device, self.view_threshold = scene, images, device, view_threshold
         self.visibility: Visibility = observe(scene)
-        self.partition: Partition = partition(scene, blocks, scheme=scheme, visibility=self.visibility)
+        self.partition = self._cells(blocks, scheme)
         self.assignment = assigning.assign_views(
             scene, self.partition, threshold=view_threshold, visibility=self.visibility
         )
         self.spacing = assigning.point_spacing(scene.points)
         self.origin = np.round(np.median(scene.points, axis=0), 3)
+
+    def _cells(self, blocks: int, scheme: Literal["balanced", "cost", "grid"]) -> Partition:
+        if scheme == "cost":
+            return cost_partition(
+                self.scene, blocks, threshold=self.view_threshold, width=self._width, visibility=self.visibility
+            )
+        return partition(self.scene, blocks, scheme=scheme, visibility=self.visibility)
+
+    @property
+    def _width(self) -> int:
+        """Pixels in width of the widest photo as it is trained on."""
+        return max(self.images.camera(frame).width for frame in self.scene.train_frames)
+
+    def order_by_cost(self, lanes: int, seed: int) -> np.ndarray:
+        """An order of the blocks in which the blocks of a round cost about the same."""
+        return order_by_cost(block_costs(self.assignment, view_costs(self.scene, self._width)).step, lanes, seed)
 
     def first_points(self, unit: int) -> np.ndarray:
         """Indices of the block's own points and of what its views see beyond the cell; `UserError` when there are

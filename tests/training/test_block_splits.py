@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from scene_distill.blocks.balance import block_costs, view_costs
 from scene_distill.blocks.partition import partition
 from scene_distill.blocks.runtime import Runtime
 from scene_distill.core.errors import UserError
@@ -100,6 +101,16 @@ def test_a_block_is_smaller_after_its_split(city, tmp_path):
     assert len(without.states()) == 2
     assert max(sizes) < max(len(load()["splats.means"]) for load in without.states().values())
     assert method.plan()["working_set_bytes"] <= 2 * 5e6
+
+
+def test_blocks_may_be_cut_and_ordered_by_cost(city, tmp_path):
+    changes = {"partition": "cost", "block_order": "cost", "blocks": 4, "max_block_memory": ""}
+    method, _, merged = trained("momentum-gs", city, tmp_path, **changes)
+    assert merged.metadata["blocks"]["scheme"] == "cost" and set(merged.block.tolist()) == {0, 1, 2, 3}
+    costs = block_costs(method.assignment, view_costs(city, 64)).step
+    order = [visit.unit for round_ in method.rounds[:2] for visit in round_.visits]
+    pairs = [sorted(np.argsort(np.argsort(costs))[order[k : k + 2]]) for k in (0, 2)]
+    assert sorted(map(list, pairs)) == [[0, 1], [2, 3]], "lanes of a round are neighbours by cost"
 
 
 def test_a_limit_below_a_steps_pictures_is_refused(city):

@@ -17,8 +17,9 @@ class MomentumGSConfig(RunConfig):
     both train.
     """
 
-    partition: Literal["balanced", "grid"] = "balanced"
-    """'balanced' cuts by observed points; 'grid' is the paper's regular grid in contracted space."""
+    partition: Literal["balanced", "cost", "grid"] = "balanced"
+    """'balanced' cuts by observed points, 'cost' by what each block's views draw; 'grid' is the paper's regular grid in
+    contracted space."""
     view_threshold: float = 0.2
     """A view trains a block when the block fills it at least this much, relative to the view it fills most."""
 
@@ -34,8 +35,9 @@ class MomentumGSConfig(RunConfig):
     paper's: copies of the block's own that the merge throws away."""
     share_decoder: bool = True
     """One decoder for all blocks; False trains independent blocks, each with its own."""
-    block_order: Literal["interleaved", "contiguous"] = "interleaved"
-    """Order of blocks in the stream of visits: a seeded permutation, or cell by cell as in the paper's code."""
+    block_order: Literal["interleaved", "cost", "contiguous"] = "interleaved"
+    """Order of blocks in the stream of visits: a seeded permutation, blocks of like cost side by side (several workers
+    wait less for each other), or cell by cell as in the paper's code."""
     momentum: float = 0.9
     """m of the teacher (paper: `momentum_coefficient`, 0.9)."""
     teacher_clock: Literal["step", "visit"] = "step"

@@ -23,8 +23,9 @@ class SplatsConfig(RunConfig):
     iterations: int = 8000
     """Steps per block, one view a step (paper: 30,000). Every schedule is a fraction of it."""
 
-    partition: Literal["balanced", "grid"] = "balanced"
-    """'balanced' cuts by observed points; 'grid' is a regular grid in contracted space."""
+    partition: Literal["balanced", "cost", "grid"] = "balanced"
+    """'balanced' cuts by observed points, 'cost' by what each block's views draw, 'grid' a regular grid in contracted
+    space."""
     view_threshold: float = 0.2
     """A view trains a block when the block fills it at least this much, relative to the view it fills most."""
 
