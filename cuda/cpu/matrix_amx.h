@@ -41,7 +41,7 @@ struct Terms {
 
 template <bool kExact> struct AmxProducts {
     struct Workspace {
-        alignas(64) float high[kBatch / 16][kTileFloats], low[kBatch / 16][kTileFloats];  // weights, each term twice
+        alignas(64) float high[kWideBatch / 16][kTileFloats], low[kWideBatch / 16][kTileFloats];  // weights, each term twice
         float staged[2][2 * kPanelTiles][kTileFloats];                                    // rows of a list
         float v_high[kMaxWidth / 16][kTileFloats], v_low[kMaxWidth / 16][kTileFloats];    // [D][16 pixels], each term twice
         float v_pairs[kMaxWidth / 16][kTileFloats];                                       // [16 pixels][16 channels] of each panel

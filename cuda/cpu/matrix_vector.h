@@ -18,8 +18,8 @@ constexpr int kDotSplats = 8;
 
 // A list for each four pixels of a block: only the splats that are drawn in one of them.
 struct QuadLists {
-    int32_t index[kQuads][kBatch];
-    float weights[kQuads][kBatch][kQuad];
+    int32_t index[kQuads][kWideBatch];
+    float weights[kQuads][kWideBatch][kQuad];
     int count[kQuads];
     QuadLists(const BlockList& list) {
         for (int q = 0; q < kQuads; ++q) {

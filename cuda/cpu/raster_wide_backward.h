@@ -20,7 +20,7 @@ constexpr int kMomentFloats = 8;                   // six moments and |dL/d(cent
 // What a thread knows about the pixels of its tile, block by block.
 struct TilePull {
     float* v;     // [256, width] gradient of the image, clipped and rounded
-    float* dots;  // [kBlocks, kBatch, kLanes] feature . v
+    float* dots;  // [kBlocks, kWideBatch, kLanes] feature . v
     Floats v_alpha[kBlocks], rest[kBlocks];
 };
 
@@ -73,7 +73,7 @@ inline void pull_moments(const Splat& s, uint32_t drawn, const TileFrame& frame,
     for (auto& value : sums) value = 0.0f;
     for (; drawn; drawn &= drawn - 1) {
         int b = __builtin_ctz(drawn), half = b / kBlockRows, r = b % kBlockRows;
-        int64_t at = (int64_t(b) * kBatch + place[b]++) * kLanes;
+        int64_t at = (int64_t(b) * kWideBatch + place[b]++) * kLanes;
         Floats dx = lane_column + (static_cast<float>(frame.x0 + half * kBlockWidth) + 0.5f - s.x);
         Floats dy = lane_row + (static_cast<float>(frame.y0 + r * kBlockHeight) + 0.5f - s.y);
         Floats share = load(lists.weights + at) * (load(pull.dots + at) + pull.v_alpha[b]), ratio = load(lists.ratios + at);
@@ -115,19 +115,18 @@ inline void pull_wide_tile(const WidePass& pass, const TileFrame& frame, int64_t
     Cutter cutter(memory);
     auto& work = *reinterpret_cast<typename Products::Workspace*>(cutter.take(sizeof(typename Products::Workspace) / 4));
     TileLists lists(cutter.take(TileLists::floats(true)), true);
-    FeatureRows rows{cutter.take(int64_t(kBatch) * pass.width), pass.width};
+    FeatureRows rows{cutter.take(int64_t(kWideBatch) * pass.width), pass.width};
     TilePull pull;
-    pull.v = cutter.take(int64_t(kTilePixels) * pass.width), pull.dots = cutter.take(int64_t(kBlocks) * kBatch * kLanes);
+    pull.v = cutter.take(int64_t(kTilePixels) * pass.width), pull.dots = cutter.take(int64_t(kBlocks) * kWideBatch * kLanes);
     const sd_image& image = pass.image;
     load_wide_gradient<Products>(frame, image, pass.from, pass.width, pull, background);
-    Transmittance live(frame, image);
+    WidePixels pixels(frame, image);
     const int32_t begin = image.tile_offsets[tile], *ids = image.pair_gaussian + begin;
     const int count = image.tile_offsets[tile + 1] - begin, batch = batch_size(count);
-    bool alive = true;
     int k = 0;
-    for (; k < count && alive; k += batch) {
+    for (; k < count && pixels.alive; k += batch) {
         int n = least(batch, count - k);
-        alive = list_batch<Products>(pass.splats, ids + k, n, frame, pass.limits, live, lists);
+        list_batch<Products>(pass.splats, ids + k, n, frame, pass.limits, pixels, lists);
         load_rows<Products>(image.features, image.channels, ids + k, n, lists.drawn, rows);
         float* batch_slots = slots ? slots + int64_t(k) * pass.width : nullptr;
         for (int i = 0; i < n && slots; ++i)
@@ -136,7 +135,7 @@ inline void pull_wide_tile(const WidePass& pass, const TileFrame& frame, int64_t
             if (lists.count[b] == 0) continue;
             const float* v = pull.v + int64_t(b) * kLanes * pass.width;
             Products::prepare(v, pass.width, work);
-            Products::dots(lists.block(b), rows, work, pull.dots + int64_t(b) * kBatch * kLanes);
+            Products::dots(lists.block(b), rows, work, pull.dots + int64_t(b) * kWideBatch * kLanes);
             if (slots) Products::pull(lists.block(b), v, pass.width, work, batch_slots);
         }
         int place[kBlocks] = {};
@@ -200,12 +199,12 @@ inline void pull_wide(const sd_screen& screen, const sd_image& image, const sd_l
     TileGrid grid(image.width, image.height);
     const int64_t pairs = image.tile_offsets[grid.tiles];
     Splat* splats = scratch.array<Splat>(0, screen.count);
-    pack_wide(screen, limits, splats);
+    pack_splats(screen, limits, nullptr, 0, splats, nullptr);
     const int width = padded_width(image.channels);
     WidePass pass{screen, image, limits, from, out, splats, width, scratch.array<float>(2, pairs * kMomentFloats),
                   scratch.array<uint8_t>(6, pairs), scratch.array<int32_t>(3, screen.count + 1), scratch.array<int32_t>(4, pairs),
                   scratch.array<int32_t>(7, screen.count)};
-    const int64_t each = whole_lines(TileLists::floats(true) + int64_t(kBatch + kTilePixels) * width + int64_t(kBlocks) * kBatch * kLanes +
+    const int64_t each = whole_lines(TileLists::floats(true) + int64_t(kWideBatch + kTilePixels) * width + int64_t(kBlocks) * kWideBatch * kLanes +
                          sizeof(typename Products::Workspace) / 4 + 64);
     float* memory = scratch.array<float>(1, each * thread_count());
     float* backgrounds = v_background ? scratch.array<float>(5, int64_t(grid.tiles) * width) : nullptr;

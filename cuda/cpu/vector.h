@@ -16,16 +16,18 @@ namespace sd::SD_ISA {
 template <class T> inline T least(T a, T b) { return a < b ? a : b; }
 template <class T> inline T most(T a, T b) { return a > b ? a : b; }
 
-// 2^x, relative error 2e-7: whole part into the exponent, degree-5 minimax polynomial on [0, 1).
+// x = 2^x for n values side by side, relative error 2e-7: whole part into the exponent, degree-5 minimax polynomial on [0, 1).
+template <int n> inline void exp2_abreast(Floats* x) {
+    constexpr float kCoefficients[] = {8.9893397e-3f, 5.5826318e-2f, 2.4015361e-1f, 6.9315308e-1f, 9.9999994e-1f};
+    Floats whole[n], part[n], p[n];
+    for (int i = 0; i < n; ++i) split_power(x[i], whole[i], part[i]), p[i] = 1.8775767e-3f;
+    for (float coefficient : kCoefficients)
+        for (int i = 0; i < n; ++i) p[i] = fma(p[i], part[i], coefficient);
+    for (int i = 0; i < n; ++i) x[i] = scale_by_power(p[i], whole[i]);
+}
 inline Floats exp2(Floats x) {
-    Floats whole = floor(x), f = x - whole;
-    Floats p = 1.8775767e-3f;
-    p = fma(p, f, 8.9893397e-3f);
-    p = fma(p, f, 5.5826318e-2f);
-    p = fma(p, f, 2.4015361e-1f);
-    p = fma(p, f, 6.9315308e-1f);
-    p = fma(p, f, 9.9999994e-1f);
-    return scale_by_power(p, whole);
+    exp2_abreast<1>(&x);
+    return x;
 }
 
 // log2 of positive normal numbers: 2 atanh((m - 1) / (m + 1)) / ln 2 on m in [2/3, 4/3].
@@ -41,6 +43,20 @@ inline Floats log2(Floats x) {
     p = fma(p, s2, 2.8853901f);
     return fma(p, s, e);
 }
+
+// While it lives, denormal numbers count as zero on this thread.
+class TinyIsZero {
+  public:
+#if defined(__SSE__)
+    TinyIsZero() { __builtin_ia32_ldmxcsr(before_ | 0x8040); }
+    ~TinyIsZero() { __builtin_ia32_ldmxcsr(before_); }
+
+  private:
+    unsigned before_ = __builtin_ia32_stmxcsr();
+#else
+    TinyIsZero() {}
+#endif
+};
 
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2 = 0.69314718f;

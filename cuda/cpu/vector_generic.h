@@ -69,6 +69,16 @@ inline bool any(Mask m) {
     return (words[0] | words[1] | words[2] | words[3]) != 0;
 #endif
 }
+// bit b: row b, of the 8 in the lanes, is in m
+inline uint32_t row_blocks(Mask m) {
+#if defined(__AVX2__)
+    return static_cast<uint32_t>(_mm256_movemask_ps((__m256)m.bits));
+#else
+    uint32_t found = 0;
+    for (int i = 0; i < kLanes; ++i) found |= static_cast<uint32_t>(m.bits[i] & 1) << i;
+    return found;
+#endif
+}
 inline bool lane(Mask m, int i) { return m.bits[i] != 0; }
 inline int count(Mask m) {
     int total = 0;
@@ -81,6 +91,10 @@ inline Floats zero_unless(Mask m, Floats a) { return from_bits(m.bits & (Bits)a.
 inline Floats negate_where(Mask m, Floats base, Floats a) {  // -|a| where m, else base
     return select(m, from_bits((Bits)a.v | (int32_t)0x80000000), base);
 }
+inline Floats product_where(Mask m, Floats a, Floats b) { return zero_unless(m, a * b); }
+inline Floats fnma_where(Mask m, Floats a, Floats t) { return t - zero_unless(m, a * t); }  // t - a t where m, else t
+inline Mask greater_where(Mask m, Floats a, Floats b) { return m & (a > b); }
+inline Mask not_greater_where(Mask m, Floats a, Floats b) { return m & (a <= b); }
 inline Floats copy_sign(Floats magnitude, Floats sign) {
     return from_bits(((Bits)magnitude.v & 0x7fffffff) | ((Bits)sign.v & (int32_t)0x80000000));
 }
@@ -105,6 +119,7 @@ inline void store_ints(int32_t* p, Floats a) {
     Bits b = __builtin_convertvector(a.v, Bits);
     memcpy(p, &b, sizeof b);
 }
+inline Floats integers(Floats a) { return from_bits(__builtin_convertvector(a.v, Bits)); }  // as bits
 inline Floats iota() { return Vec{0, 1, 2, 3, 4, 5, 6, 7}; }
 inline Floats load_strided(const float* p, int stride, int n) {
     Floats r = 0.0f;
@@ -119,8 +134,19 @@ inline Floats scale_by_power(Floats a, Floats whole) {  // a 2^whole; 0 below 2^
     Vec n = max(min(whole, 127.0f), -127.0f).v;
     return a * from_bits((__builtin_convertvector(n, Bits) + 127) << 23);
 }
+// x = whole + part with part in [0, 1)
+inline void split_power(Floats x, Floats& whole, Floats& part) { whole = floor(x), part = x - whole; }
+// One word a block: bit i says that splat i covers it.
+struct BlockWords {
+    uint32_t words[32] = {};
+    void set(uint32_t blocks, int i) {
+        for (int b = 0; b < 32; ++b) words[b] |= (blocks >> b & 1u) << i;
+    }
+    void store(uint32_t* to) const { memcpy(to, words, sizeof words); }
+};
 inline Floats exponent(Floats a) { return __builtin_convertvector((((Bits)a.v >> 23) & 255) - 127, Vec); }
 inline Floats mantissa(Floats a) { return from_bits(((Bits)a.v & 0x7fffff) | 0x3f800000); }  // in [1, 2)
+inline Floats root(Floats a) { return sqrt(a); }  // NaN below 0
 inline Floats reciprocal(Floats a) { return 1.0f / a.v; }
 // a b - c d without cancellation
 inline Floats difference_of_products(Floats a, Floats b, Floats c, Floats d) {
@@ -161,6 +187,17 @@ inline void load_columns(const float* const* rows, int n, int columns, Floats* o
 inline void store_columns(float* const* rows, int n, int columns, const Floats* in) {
     for (int i = 0; i < n; ++i)
         for (int c = 0; c < columns; ++c) rows[i][c] = in[c].v[i];
+}
+// A block of 8 pixels in an image of 1 or 3 floats a pixel.
+inline Floats load_block1(const float* p, int64_t) { return load(p); }
+inline void store_block1(float* p, int64_t, Floats a) { store(p, a); }
+inline void load_block3(const float* p, int64_t, Floats* c) {
+    for (int k = 0; k < 3; ++k)
+        for (int i = 0; i < kLanes; ++i) c[k].v[i] = p[3 * i + k];
+}
+inline void store_block3(float* p, int64_t, const Floats* c) {
+    for (int i = 0; i < kLanes; ++i)
+        for (int k = 0; k < 3; ++k) p[3 * i + k] = c[k].v[i];
 }
 inline void prefetch(const void* p) { __builtin_prefetch(p); }
 
