@@ -128,6 +128,20 @@ def test_published_start_has_zero_features_and_offsets(scene):
     assert not state["anchors.features"].any() and not state["anchors.offsets"].any()
 
 
+def test_no_anchor_starts_larger_than_it_may_become(scene):
+    """A lone point far out would start with the distance to its neighbours as its size, and its volume would drown
+    the loss of all others."""
+    far = scene.points[:1] + np.array([0.0, 0.0, 80.0])
+    lone = replace(scene, points=np.concatenate([scene.points, far]),
+                   colors=np.concatenate([scene.colors, scene.colors[:1]]))  # fmt: skip
+    method = build(CONFIG, lone)
+    ids = [method.blocks.first_points(unit) for unit in range(3)]
+    unit = next((u for u in range(3) if len(scene.points) in ids[u]), None)
+    assert unit is not None
+    sizes = method.first_state(unit)["anchors.log_scales"][:, 3:].exp()
+    assert float(sizes.max()) == pytest.approx(4.0 * method.blocks.spacing, rel=1e-5)
+
+
 def test_a_city_far_from_zero_trains_like_one_at_zero(scene, tmp_path):
     """UTM-sized coordinates: the training frame is moved, so float32 does not matter."""
     far = np.array([500_000.0, 4_000_000.0, 100.0])

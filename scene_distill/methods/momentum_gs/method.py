@@ -3,6 +3,7 @@ city."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -117,6 +118,7 @@ class MomentumGS:
             torch.from_numpy(points).float(), torch.from_numpy(colors).float(),
             spread=0.3 if picture else 0.0, color_init=picture, seed_parts=(self.config.seed, unit),
         )  # fmt: skip
+        anchors.log_scales[:, 3:].clamp_(max=math.log(self._rules(unit).max_size))
         state = first_block_state(anchors, self._owners(unit, anchors.positions))
         if not self.config.share_decoder:
             setting = self._setting(unit)
