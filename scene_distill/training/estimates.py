@@ -84,7 +84,6 @@ def plan_text(training: Training) -> str:
     found, first = estimate(training), training.runtime.rounds[0]
     workers = training.runtime.workers.count
     total = training.runtime.total_steps
-    minutes = (found.training_s + found.evaluation_s) / 60
     return "\n".join(
         [
             training.method.plan()["table"],
@@ -92,11 +91,18 @@ def plan_text(training: Training) -> str:
             f"memory: about {memory.format_bytes(found.memory_bytes)}"
             + (" on worker 0" if workers > 1 else "")
             + f"; a block's file grows to about {memory.format_bytes(found.state_bytes)}",
-            f"time: about {minutes:.{0 if minutes >= 10 else 1}f} min on this machine as busy as it is now: "
-            f"training {found.training_s / 60:.1f} min at {found.step_s * 1000:.0f} ms a step, "
-            f"evaluation {found.evaluation_s / 60:.1f} min",
+            f"time: about {duration(found.training_s + found.evaluation_s)} on this machine as busy as it is now: "
+            f"training {duration(found.training_s)} at {found.step_s * 1000:.0f} ms a step, "
+            f"evaluation {duration(found.evaluation_s)}",
         ]
     )
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '12 min' or '3.5 h'."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def estimate(training: Training, clock: Clock = time.perf_counter) -> Estimate:

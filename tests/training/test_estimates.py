@@ -11,7 +11,7 @@ from scene_distill.methods import find_method
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.splats.config import SplatsConfig
 from scene_distill.training import estimates
-from scene_distill.training.estimates import Growth, estimate, plan_text, repeated
+from scene_distill.training.estimates import Growth, duration, estimate, plan_text, repeated
 from scene_distill.training.loop import prepare
 
 CONFIGS = {
@@ -98,6 +98,10 @@ def test_time_is_steps_and_visits_and_photos(training, monkeypatch):
     assert found.step_s == pytest.approx(step)
     assert found.training_s == pytest.approx(config.blocks * config.iterations * step + 0.5 * visits)
     assert found.evaluation_s == pytest.approx(0.25 * len(training.scene.test_frames))
+
+
+def test_durations_are_told_in_words_of_their_size():
+    assert [duration(s) for s in (44.6, 119, 150, 3600, 12_600)] == ["45 s", "119 s", "2 min", "60 min", "3.5 h"]
 
 
 def test_the_plan_says_blocks_views_memory_and_time(training):
