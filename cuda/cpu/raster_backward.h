@@ -5,10 +5,10 @@
 // So nothing but the two images is kept from the forward pass. Six moments of dL/d(ln alpha) in (dx, dy) and the channel sums
 // are all a splat needs; the chain rule to centre, conic and opacity is done once per Gaussian.
 //
-// Work unit: one tile. No atomics: each pair owns a slot of 16 or 32 floats; then each Gaussian adds its slots in tile order,
-// so the bytes do not depend on the number of threads. On request the gradient of a pixel is shortened until no channel exceeds
-// a bound (pixel-wise clipping, PGC), and sum |dL/d(centre)| over pixels is kept beside the gradient (AbsGS). Bytes: 64 read and 64 written per pair, read once more. Bound: vector
-// issue, about 45 operations per block and splat.
+// Work unit: one tile (tile_walk.h). No atomics: each pair owns a slot of 16 or 32 floats; then each Gaussian adds its slots in
+// tile order, so the bytes do not depend on the number of threads. On request the gradient of a pixel is shortened until no channel
+// exceeds a bound (pixel-wise clipping, PGC), and sum |dL/d(centre)| over pixels is kept beside the gradient (AbsGS). Bytes: 64
+// read and 64 written per pair, read once more. Bound: vector issue, 39 operations per block and splat for three channels.
 #pragma once
 #include "tile_walk.h"
 

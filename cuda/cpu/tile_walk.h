@@ -39,7 +39,7 @@ struct alignas(512) TileSplat {
 struct SplatBatch {
     TileSplat splat[kBatch];
     uint32_t hits[kBlocks];  // bit i: splat i of the batch covers the block
-    TinyIsZero tiny_is_zero;  // alpha far from a splat is a denormal number, which costs 40 times a normal one
+    TinyIsZero tiny_is_zero;  // alpha far from a splat is a denormal number: slow on some processors
 
     template <int kWidth, bool kMoments>
     void load(const Splat* all, const float* wide, const int32_t* ids, int count, int left, const TileFrame& frame, uint32_t alive) {
