@@ -50,7 +50,7 @@ SETTINGS: dict[str, list[str]] = HEADLINE | {
 }
 """At most 20, each the defaults with the flags given here."""
 
-COLUMNS = ("PSNR raw", "SSIM raw", "PSNR corrected", "seam ratio", "anchors", "seconds")
+COLUMNS = ("PSNR raw", "SSIM raw", "PSNR corrected", "seam ratio", "anchors")
 
 
 def main() -> None:
@@ -131,8 +131,8 @@ def figures(runs: list[dict]) -> list[str]:
     def cell(values: list[float], digits: int) -> str:
         if len(values) < len(runs):
             return "–"
-        spread = statistics.stdev(values) if len(values) > 1 else 0.0
-        return f"{statistics.fmean(values):.{digits}f} ± {spread:.{digits}f}"
+        spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+        return f"{statistics.fmean(values):.{digits}f}{spread}"
 
     results = [run["results"] for run in runs]
     return [
@@ -141,7 +141,6 @@ def figures(runs: list[dict]) -> list[str]:
         cell([r["psnr_corrected"] for r in results], 2),
         cell([r["seam_ratio"] for r in results if "seam_ratio" in r], 3),
         f"{statistics.fmean(run['primitives'] for run in runs):,.0f}",
-        f"{statistics.fmean(run['seconds'] for run in runs):.0f}",
     ]
 
 
