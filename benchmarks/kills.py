@@ -77,8 +77,8 @@ def main() -> None:
     expected = setting.digest(undisturbed(setting))
     done, runs = campaign.results.get("kills", 0), campaign.results.get("equal_runs", 0)
     while done < options.kills:
-        draw = random.Random(f"{options.setting} {done}")
-        folder = setting.place / f"killed-{done}"
+        draw = random.Random(f"{options.setting} {runs}")
+        folder = setting.place / f"killed-{runs}"
         shutil.rmtree(folder, ignore_errors=True)
         killed = torment(setting, folder, draw, options.kills - done)
         if setting.digest(folder) != expected:
@@ -114,7 +114,7 @@ def torment(setting: Setting, folder: Path, draw: random.Random, most: int) -> d
         if sum(killed.values()) < most:
             while process.poll() is None and setting.committed_rounds(folder) < target:
                 time.sleep(0.005)
-            time.sleep(draw.uniform(0.0, 1.0))
+            time.sleep(draw.uniform(0.0, 0.4))
         rank = draw.randrange(workers)
         victim = [process.pid, *children(process.pid)][rank:][:1]
         if sum(killed.values()) < most and victim and process.poll() is None:
