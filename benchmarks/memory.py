@@ -1,12 +1,14 @@
 """Peak memory against the number of blocks: cities of 2, 4, 8 and 16 equal blocks, two lanes.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py [--halo shared]
 
-The city grows with K, the budget does not. Figures go to benchmarks/results/memory.json after every run.
+The city grows with K, the budget does not. Figures go to benchmarks/results/memory.json
+(memory_shared_halo.json) after every run.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 
 from campaign import ROOT, Campaign
@@ -17,13 +19,17 @@ GRIDS = {2: (2, 1), 4: (2, 2), 8: (4, 2), 16: (4, 4)}
 
 
 def main() -> None:
-    campaign = Campaign(ROOT / "benchmarks" / "results" / "memory.json")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--halo", choices=("private", "shared"), default="private")
+    halo = parser.parse_args().halo
+    file = "memory.json" if halo == "private" else "memory_shared_halo.json"
+    campaign = Campaign(ROOT / "benchmarks" / "results" / file)
     for blocks, (nx, ny) in GRIDS.items():
         city = ROOT / "outputs" / "memory" / f"city-{blocks}"
         make_city(dataclasses.replace(load_recipe("city_growing"), blocks_x=nx, blocks_y=ny), city)
         arguments = ["momentum-gs", "--data", str(city), "--blocks", str(blocks), "--lanes", "2"]
-        arguments += ["--iterations", "100", "--image-width", "400", "--max-memory", "900MB"]
-        report = campaign.run(f"{blocks} blocks", arguments, ROOT / "outputs" / "memory" / f"run-{blocks}")
+        arguments += ["--iterations", "100", "--image-width", "400", "--max-memory", "900MB", "--halo", halo]
+        report = campaign.run(f"{blocks} blocks", arguments, ROOT / "outputs" / "memory" / f"run-{blocks}-{halo}")
         print(f"{blocks} blocks: peak {report['peak_memory_bytes'] / 1e6:.0f} MB, {report['primitives']} anchors")
     peaks = {k: campaign.results[f"{k} blocks"]["peak_memory_bytes"] for k in GRIDS}
     print(f"peak at 16 blocks is {peaks[16] / peaks[4]:.3f} times the peak at 4")
