@@ -104,13 +104,9 @@ struct ImageGradient {
 };
 
 // Factor that brings the largest channel of each pixel's gradient down to the bound (PGC, ICLR 2024): directions are kept.
-inline Floats clip_factor(const PixelBlock& at, const float* v_image, int channels, float bound) {
-    Floats largest = 0.0f, v[16];
-    for (int first = 0; first < channels; first += 16) {
-        int count = least(16, channels - first);
-        at.load(v_image + first, channels, v, count);
-        for (int k = 0; k < count; ++k) largest = max(largest, abs(v[k]));
-    }
+inline Floats clip_factor(const Floats* v, int channels, float bound) {
+    Floats largest = 0.0f;
+    for (int k = 0; k < channels; ++k) largest = max(largest, abs(v[k]));
     return select(largest > bound, bound / max(largest, 1e-30f), Floats(1.0f));
 }
 
@@ -136,7 +132,7 @@ inline void load_gradient(const TileFrame& frame, const sd_image& image, const I
         at.load(from.v_image, channels, value, channels);
         at.load(from.image, channels, shown, channels);
         if (with_alpha) at.load(from.v_alpha, 1, &v_alpha, 1);
-        if (clipped) factor = clip_factor(at, from.v_image, channels, from.bound);
+        if (clipped) factor = clip_factor(value, channels, from.bound);
         Floats rest = v_alpha * alpha, t = 1.0f - alpha;
         for (int k = 0; k < kWidth; ++k) {
             Floats v = k < channels ? value[k] * factor : Floats(0.0f);

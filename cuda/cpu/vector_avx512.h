@@ -38,7 +38,6 @@ inline Mask operator<=(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v
 inline Mask operator>=(Floats a, Floats b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
 inline Mask operator&(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits & b.bits)}; }
 inline Mask operator|(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits | b.bits)}; }
-inline Mask and_not(Mask a, Mask b) { return {static_cast<__mmask16>(a.bits & ~b.bits)}; }  // a and not b
 inline bool any(Mask m) { return m.bits != 0; }
 // bit b: row 2 b or 2 b + 1, of the 16 in the lanes, is in m
 inline uint32_t row_blocks(Mask m) { return _pext_u32(m.bits | m.bits >> 1, 0x5555); }
@@ -47,9 +46,6 @@ inline int count(Mask m) { return __builtin_popcount(m.bits); }
 inline Mask first_lanes(int n) { return {static_cast<__mmask16>((1u << n) - 1)}; }
 inline Floats select(Mask m, Floats yes, Floats no) { return _mm512_mask_blend_ps(m.bits, no.v, yes.v); }
 inline Floats zero_unless(Mask m, Floats a) { return _mm512_maskz_mov_ps(m.bits, a.v); }
-inline Floats negate_where(Mask m, Floats base, Floats a) {  // -|a| where m, else base
-    return _mm512_mask_or_ps(base.v, m.bits, a.v, _mm512_set1_ps(-0.0f));
-}
 inline Floats fnma_where(Mask m, Floats a, Floats t) { return _mm512_mask3_fnmadd_ps(a.v, t.v, t.v, m.bits); }  // t - a t where m, else t
 inline Floats product_where(Mask m, Floats a, Floats b) { return _mm512_maskz_mul_ps(m.bits, a.v, b.v); }   // else 0
 inline Mask greater_where(Mask m, Floats a, Floats b) { return {_mm512_mask_cmp_ps_mask(m.bits, a.v, b.v, _CMP_GT_OQ)}; }
@@ -64,7 +60,6 @@ inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a.v); }
 inline Floats load_first(const float* p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n).bits, p); }
 inline void store_first(float* p, Floats a, int n) { _mm512_mask_storeu_ps(p, first_lanes(n).bits, a.v); }
 inline void store_ints(int32_t* p, Floats a) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(a.v)); }
-inline Floats integers(Floats a) { return _mm512_castsi512_ps(_mm512_cvttps_epi32(a.v)); }  // as bits
 inline Floats iota() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
 inline __m512i strides(int stride) {

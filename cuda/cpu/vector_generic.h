@@ -59,7 +59,6 @@ inline Mask operator<=(Floats a, Floats b) { return {a.v <= b.v}; }
 inline Mask operator>=(Floats a, Floats b) { return {a.v >= b.v}; }
 inline Mask operator&(Mask a, Mask b) { return {a.bits & b.bits}; }
 inline Mask operator|(Mask a, Mask b) { return {a.bits | b.bits}; }
-inline Mask and_not(Mask a, Mask b) { return {a.bits & ~b.bits}; }  // a and not b
 inline bool any(Mask m) {
 #if defined(__AVX2__)
     return _mm256_movemask_ps((__m256)m.bits) != 0;
@@ -88,9 +87,6 @@ inline int count(Mask m) {
 inline Mask first_lanes(int n) { return {Bits{0, 1, 2, 3, 4, 5, 6, 7} < Bits{n, n, n, n, n, n, n, n}}; }
 inline Floats select(Mask m, Floats yes, Floats no) { return m.bits ? yes.v : no.v; }
 inline Floats zero_unless(Mask m, Floats a) { return from_bits(m.bits & (Bits)a.v); }
-inline Floats negate_where(Mask m, Floats base, Floats a) {  // -|a| where m, else base
-    return select(m, from_bits((Bits)a.v | (int32_t)0x80000000), base);
-}
 inline Floats product_where(Mask m, Floats a, Floats b) { return zero_unless(m, a * b); }
 inline Floats fnma_where(Mask m, Floats a, Floats t) { return t - zero_unless(m, a * t); }  // t - a t where m, else t
 inline Mask greater_where(Mask m, Floats a, Floats b) { return m & (a > b); }
@@ -119,7 +115,6 @@ inline void store_ints(int32_t* p, Floats a) {
     Bits b = __builtin_convertvector(a.v, Bits);
     memcpy(p, &b, sizeof b);
 }
-inline Floats integers(Floats a) { return from_bits(__builtin_convertvector(a.v, Bits)); }  // as bits
 inline Floats iota() { return Vec{0, 1, 2, 3, 4, 5, 6, 7}; }
 inline Floats load_strided(const float* p, int stride, int n) {
     Floats r = 0.0f;
