@@ -1,7 +1,8 @@
 """What each part of Momentum-GS is worth: one switch at a time, on the aerial scene, the same steps for everybody.
 
-    python benchmarks/ablation.py              # 200 px, 1600 steps, three seeds, then one seed on the procedural city
+    python benchmarks/ablation.py              # 200 px, 800 steps, three seeds, then one seed on the procedural city
     python benchmarks/ablation.py --headline   # independent blocks, the plain paper, ours at 395 px
+    python benchmarks/ablation.py --part 1 2   # the first of two halves, for two processes side by side
 
 A JSON is written after every run (benchmarks/results/ablation.json) and the tables of docs/ablation.md with it; a
 campaign that was stopped continues with the same command. The main arms come first, then seed by seed the others.
@@ -60,20 +61,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="total steps of every run, shared out among the blocks")
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="every N-th run from the I-th"
+    )
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), help="some of the settings")
     options = parser.parse_args()
     options.image_width = options.image_width or (395 if options.headline else 200)
-    options.steps = options.steps or (3200 if options.headline else 1600)
+    options.steps = options.steps or (3200 if options.headline else 800)
     rest = [] if options.headline else [name for name in SETTINGS if name not in HEADLINE]
     groups = [options.only] if options.only else [list(HEADLINE), rest]
     campaign = Campaign(ROOT / "benchmarks" / "results" / "ablation.json")
-    for names in groups:
-        for seed in range(options.seeds):
-            for name in names:
-                run(campaign, shared_data() / "aerial_sheffield", name, seed, options)
+    aerial = shared_data() / "aerial_sheffield"
+    runs = [(aerial, name, seed) for names in groups for seed in range(options.seeds) for name in names]
     if not options.headline and not options.only:
-        for name in SETTINGS:
-            run(campaign, procedural_city(), name, 0, options)
+        runs += [(procedural_city(), name, 0) for name in SETTINGS]
+    part, parts = options.part
+    for data, name, seed in runs[part - 1 :: parts]:
+        run(campaign, data, name, seed, options)
 
 
 def run(campaign: Campaign, data: Path, name: str, seed: int, options: argparse.Namespace) -> None:

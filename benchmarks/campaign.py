@@ -1,10 +1,12 @@
 """A campaign: named commands, each run once, a JSON written after every run, so that a stopped campaign continues.
 
 Every run is a process of its own: what it leaks or caches does not reach the next, and its peak memory is its own.
+Several processes may share one campaign's file, each with runs of its own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -55,9 +57,12 @@ class Campaign:
         return self.results[name]
 
     def keep(self, name: str, value: Any) -> None:
-        """Store a result and write the file."""
-        self.results[name] = value
+        """Store a result and write the file, with what other processes stored in the meantime."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.results, indent=1) + "\n")
-        temporary.replace(self.file)
+        with self.file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            stored = json.loads(self.file.read_text()) if self.file.exists() else {}
+            self.results = stored | {name: value}
+            temporary = self.file.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.results, indent=1) + "\n")
+            temporary.replace(self.file)
