@@ -2,43 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from scene_distill.export.formats import SPLAT_FORMATS, SplatFormat, read_splats, splat_format, write_splats
 
-from scene_distill.core.errors import UserError
-from scene_distill.export.metadata import SplatMetadata
-from scene_distill.export.ply import read_ply, write_ply
-from scene_distill.export.splat import read_splat, write_splat
-from scene_distill.representations.splats import Splats
-
-
-@dataclass(frozen=True)
-class SplatFormat:
-    """How to read and write the files with one extension."""
-
-    extension: str
-    read: Callable[[Path], tuple[Splats, SplatMetadata]]
-    write: Callable[[Splats, Path, SplatMetadata], None]
-
-
-SPLAT_FORMATS = (SplatFormat(".ply", read_ply, write_ply), SplatFormat(".splat", read_splat, write_splat))
-
-
-def splat_format(path: Path) -> SplatFormat:
-    """Format of a file by its name; `UserError` for one that is not known."""
-    for known in SPLAT_FORMATS:
-        if path.suffix.lower() == known.extension:
-            return known
-    extensions = " or ".join(known.extension for known in SPLAT_FORMATS)
-    raise UserError(f"{path} has no known splat format; name the file {extensions}.")
-
-
-def write_splats(splats: Splats, path: Path, metadata: SplatMetadata) -> None:
-    """Write the splats in the format that the file's extension names."""
-    splat_format(path).write(splats, path, metadata)
-
-
-def read_splats(path: Path) -> tuple[Splats, SplatMetadata]:
-    """Splats and metadata of a file in the format that its extension names."""
-    return splat_format(path).read(path)
+__all__ = ["SPLAT_FORMATS", "SplatFormat", "read_splats", "splat_format", "write_splats"]
