@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.gaussians import Gaussians
+from scene_distill.core.stages import staged
 from scene_distill.nets.gaussian_decoder import GaussianDecoder
 from scene_distill.renderers import ops
 
@@ -44,6 +45,7 @@ class MomentumTeacher:
             teacher.mul_(self.momentum).add_(weight, alpha=1 - self.momentum)
 
 
+@staged("loss")
 def consistency(student: Gaussians, teacher: Gaussians, quaternions: str = "nearer") -> Tensor:
     """L_c, a scalar; zero terms where the student draws nothing.
 

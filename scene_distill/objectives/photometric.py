@@ -14,12 +14,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from scene_distill.core.stages import Stage, picture_seen
 from scene_distill.renderers import ops
 
 
 def reconstruction(render: Tensor, photo: Tensor, dssim: float) -> tuple[Tensor, Tensor, Tensor]:
     """(L_rec, L1, SSIM), three scalars, of a render and a photograph [H, W, 3] in [0, 1]."""
-    l1, ssim = ops.l1_ssim(render, photo)
+    with Stage("loss"):
+        l1, ssim = ops.l1_ssim(render, photo)
+    picture_seen(render, photo)
     return (1 - dssim) * l1 + dssim * (1 - ssim), l1, ssim
 
 

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.gaussians import Gaussians
+from scene_distill.core.stages import staged
 from scene_distill.nets.gaussian_decoder import BANK, DISTANCE, HEADS, PARAMETERS, GaussianDecoder
 from scene_distill.renderers import ops
 from scene_distill.representations.anchors import Anchors
 
 
+@staged("decode")
 def decode(anchors: Anchors, decoder: GaussianDecoder, visible: Tensor, camera: Camera) -> Gaussians:
     """The V*10 Gaussians of the visible anchors [V] (int64) for a camera, anchor by anchor, slot by slot.
 

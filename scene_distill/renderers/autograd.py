@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.conventions import TILE
+from scene_distill.core.stages import backward_begins
 
 _OPS = torch.ops.scene_distill
 SLOTS = 10
@@ -110,6 +111,7 @@ def _l1_ssim_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
 
 
 def _l1_ssim_backward(ctx: Any, v_l1: Tensor | None, v_ssim: Tensor | None, _: Any) -> tuple[Any, ...]:
+    backward_begins()
     saved = ctx.saved_tensors
     v_l1, v_ssim = (saved[0].new_zeros(()) if v is None else v for v in (v_l1, v_ssim))
     return _OPS.l1_ssim_backward.default(*saved, v_l1, v_ssim), None, None
@@ -131,6 +133,7 @@ def _consistency_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> N
 
 
 def _consistency_backward(ctx: Any, v_loss: Tensor) -> tuple[Any, ...]:
+    backward_begins()
     saved = ctx.saved_tensors
     found = _OPS.momentum_consistency_backward.default(list(saved[:4]), list(saved[4:]), v_loss)
     return list(found[:4]), list(found[4:])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.gaussians import Gaussians
+from scene_distill.core.stages import staged
 from scene_distill.renderers import gsplat, ops
 from scene_distill.renderers.stored_splats import activated, projected
 from scene_distill.representations.splats import Splats
@@ -124,6 +125,7 @@ def render(
     )  # fmt: skip
 
 
+@staged("render")
 def render_from(
     gaussians: Gaussians | Splats,
     cam_from_world: Tensor,

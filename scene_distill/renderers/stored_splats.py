@@ -7,10 +7,12 @@ from torch import Tensor
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.gaussians import Gaussians
+from scene_distill.core.stages import staged
 from scene_distill.renderers import ops
 from scene_distill.representations.splats import Splats
 
 
+@staged("cull")
 @torch.no_grad()
 def drawn_rows(splats: Splats, camera: Camera) -> Tensor:
     """Indices [V] int64, ascending, of the splats that `ops.project` does not cull for a camera."""
@@ -20,6 +22,7 @@ def drawn_rows(splats: Splats, camera: Camera) -> Tensor:
     return (extents[:, 0] > 0).nonzero().squeeze(1)
 
 
+@staged("cull")
 def take(splats: Splats, rows: Tensor, bases: int | None = None) -> Splats:
     """Copies of the splats at ``rows`` [V] int64, with the first ``bases`` harmonics (all when None)."""
     return Splats(

@@ -18,6 +18,7 @@ from torch import Tensor
 from scene_distill.core import seeds
 from scene_distill.core.cameras import Camera
 from scene_distill.core.conventions import ANCHOR_FEATURES, ANCHOR_SLOTS, NEAR_M
+from scene_distill.core.stages import staged
 
 LEARNED = ("offsets", "features", "log_scales")
 """Names of the fields that an optimiser changes."""
@@ -56,6 +57,7 @@ class Anchors:
         """The same values as fresh leaves that take gradients (positions do not)."""
         return replace(self, **{name: getattr(self, name).detach().requires_grad_(True) for name in LEARNED})
 
+    @staged("cull")
     @torch.no_grad()
     def visible(self, camera: Camera) -> Tensor:
         """Indices [V] int64 of anchors whose 3-sigma ball of radius max(exp(log_scales[:, :3])) touches the image.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.conventions import ANCHOR_SLOTS
+from scene_distill.core.stages import staged
 from scene_distill.representations.anchors import Anchors
 
 
@@ -53,6 +54,7 @@ class GrowthStatistics:
         return GrowthStatistics(*(torch.zeros(shape, device=device) for shape in shapes))
 
     @torch.no_grad()
+    @staged("growth")
     def observe(self, visible: Tensor, opacities: Tensor, screen_gradients: Tensor, drawn: Tensor) -> None:
         """Add one step: visible anchors [V], opacities [V*10], gradient norms [V*10] in normalised device units, and
         which slots were drawn [V*10] (bool)."""
@@ -73,6 +75,7 @@ class GrowthStatistics:
         return self.opacity, self.views, self.gradient, self.slot_views
 
 
+@staged("growth")
 @torch.no_grad()
 def new_anchors(anchors: Anchors, statistics: GrowthStatistics, rules: GrowthRules, seed: torch.Generator) -> Anchors:
     """Anchors to add, coarse level first: cell centre, log-scales = log cell edge, feature = element-wise maximum

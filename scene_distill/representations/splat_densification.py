@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core import geometry
+from scene_distill.core.stages import staged
 from scene_distill.representations.splats import Splats
 
 CHILDREN = 2
@@ -55,6 +56,7 @@ class ScreenGradients:
         return ScreenGradients(torch.zeros(count), torch.zeros(count))
 
     @torch.no_grad()
+    @staged("growth")
     def observe(self, drawn: Tensor, norms: Tensor) -> None:
         """Add one view: indices [V] of the splats drawn in it (none twice) and their gradient norms [V] in normalised
         device units."""
@@ -75,6 +77,7 @@ class Densification:
     added: Splats
 
 
+@staged("growth")
 @torch.no_grad()
 def densify(
     splats: Splats, statistics: ScreenGradients, rules: DensificationRules, mine: Tensor, seed: torch.Generator

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from scene_distill.training.estimates import Growth
 from scene_distill.training.evaluation import Save, TrainedScene, evaluate, initial_points_psnr
 from scene_distill.training.run_folder import RunFolder
 from scene_distill.training.scene_blocks import SceneBlocks
+from scene_distill.training.telemetry import telling
 
 IMAGES_SHARE = 0.5
 """Part of the memory left beside the working set that photos may fill; the rest keeps evicted blocks in RAM."""
@@ -95,12 +95,10 @@ class Training:
         """Train what is left of the schedule with the help of the other workers, merge, and save the model; returns the
         merged scene. On worker 0; the others call `help_train`."""
         started, left = time.perf_counter(), self.runtime.total_steps - self.runtime.done_steps
-        with progress("training", self.runtime.total_steps, self.runtime.done_steps) as meter:
+        with telling(self.folder.append, self.runtime.total_steps, self.runtime.done_steps) as telemetry:
 
             def hear(step: Progress) -> None:
-                line = {"round": step.round, "step": step.done_steps, "seconds": time.perf_counter() - started}
-                self.folder.append(line | {"units": {str(unit): numbers for unit, numbers in step.lanes}})
-                meter.update(step.done_steps, _note(step))
+                telemetry.hear(step)
                 listen(step)
 
             self.runtime.run(hear, committed)
@@ -207,16 +205,6 @@ def _spare_bytes(config: RunConfig, working_set: int) -> int:
             "or a --max-block-memory above which blocks are split"
         )
     return budget - need
-
-
-def _note(step: Progress) -> str:
-    numbers = [numbers for _, numbers in step.lanes if "loss" in numbers]
-    if not numbers:
-        return ""
-    kind = "anchors" if "anchors" in numbers[0] else "splats"
-    count = sum(n[kind] for n in numbers)
-    loss, l1 = (statistics.fmean(n[key] for n in numbers) for key in ("loss", "l1"))
-    return f"loss {loss:.4f}  l1 {l1:.4f}  {count / 1000:.0f}k {kind} on {len(numbers)} lanes"
 
 
 def evaluate_run(method_name: str, folder: RunFolder, merged: TrainedScene, scene: Scene, images: ImageCache,

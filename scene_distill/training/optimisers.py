@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scene_distill.core.stages import staged
 from scene_distill.renderers import ops
 
 BETAS = (0.9, 0.999)
@@ -27,6 +28,7 @@ class AdamMoments:
         """Moments of a parameter that was never stepped."""
         return AdamMoments(torch.zeros_like(parameter).detach(), torch.zeros_like(parameter).detach())
 
+    @staged("Adam")
     @torch.no_grad()
     def step(self, parameter: Tensor, gradient: Tensor, rate: float, step: int, rows: Tensor | None = None) -> None:
         """One Adam update in place (Kingma and Ba, 2015), ``step`` counting from 1.
@@ -35,6 +37,7 @@ class AdamMoments:
         """
         ops.adam_(parameter, gradient, self.first, self.second, rate, *BETAS, EPSILON, step, rows)
 
+    @staged("Adam")
     def step_rows(self, parameter: Tensor, gradient: Tensor, rate: float, step: int, rows: Tensor,
                   leading: tuple[int, float] = (0, 0.0)) -> None:  # fmt: skip
         """`step` on the rows [V] int64, none twice, that the rows of ``gradient`` [V, ...] belong to; leading = (count,

@@ -28,6 +28,7 @@ from scene_distill.blocks.visibility import Visibility, observe
 from scene_distill.core import memory, seeds
 from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
+from scene_distill.core.stages import Stage
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Frame, Scene
 
@@ -168,6 +169,7 @@ class SceneBlocks:
 
     def _view(self, index: int, frame: Frame) -> View:
         def photo() -> Tensor:
-            return self.images.get(frame).to(self.device, torch.float32) / 255.0
+            with Stage("photo"):
+                return self.images.get(frame).to(self.device, torch.float32) / 255.0
 
         return View(index, self.images.camera(frame).moved(self.origin), photo)
