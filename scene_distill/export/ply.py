@@ -15,15 +15,16 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
+from scene_distill.export import assembly
+from scene_distill.export.assembly import empty_splats, require_drawable, require_splats
 from scene_distill.export.metadata import SplatMetadata, metadata_from_comments
 from scene_distill.export.ply_header import PlyElement, PlyHeader, read_ply_header
 from scene_distill.representations.splats import Splats
 
-CHUNK_ROWS = 1 << 16
+CHUNK_ROWS = assembly.CHUNK_ROWS
 """Rows in memory beside the splats themselves: 16 MB at degree 3."""
 
 _MAX_NUMBER_CHARS = 64
@@ -38,8 +39,7 @@ _ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
 
 def write_ply(splats: Splats, path: Path, metadata: SplatMetadata) -> None:
     """Write the splats, in order and bit for bit, atomically, in chunks; `UserError` if there are none or no space."""
-    if len(splats) == 0:
-        raise UserError(f"There are no splats to write to {path}.")
+    require_splats(splats, path)
     names = [*_POSITION, *_NORMAL, *_DC, *_rest_names(splats.sh.shape[1]), "opacity", *_SCALE, *_ROTATION]
     lines = ["ply", "format binary_little_endian 1.0"]
     lines += [f"comment {comment}" for comment in metadata.comments()]
@@ -87,15 +87,14 @@ def read_ply(path: Path) -> tuple[Splats, SplatMetadata]:
             names, bases = _splat_properties(vertex, path)
             _check_size(file, header, vertex, path)
             rows = _ascii_rows if header.is_ascii else _binary_rows
-            table = torch.empty(vertex.count, len(names))
+            splats = empty_splats(vertex.count, bases)
             start = 0
             for chunk in rows(file, header, vertex, path):
-                _fill(table[start : start + len(chunk)], chunk, names)
+                _fill(splats, slice(start, start + len(chunk)), chunk, names)
                 start += len(chunk)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    splats = _splats(table, bases)
-    _check_finite(splats, path)
+    require_drawable(splats, path)
     return splats, metadata_from_comments(header.comments, path)
 
 
@@ -177,31 +176,18 @@ def _ascii_line(file: BinaryIO, longest: int, path: Path) -> bytes:
     return line
 
 
-def _fill(table: Tensor, rows: np.ndarray, names: list[str]) -> None:
-    """Copy the named columns of the file rows [n] into ``table`` [n, len(names)] as float32."""
-    target = table.numpy()
+def _fill(splats: Splats, target: slice, rows: np.ndarray, names: list[str]) -> None:
+    """Copy the named columns of the file rows [n] into the ``target`` rows of the splats, as float32."""
+    table = torch.empty(len(rows), len(names))
+    columns = table.numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         for column, name in enumerate(names):
-            target[:, column] = rows[name]
-
-
-def _splats(table: Tensor, bases: int) -> Splats:
+            columns[:, column] = rows[name]
+    bases = splats.sh.shape[1]
     means, dc, rest, opacity, scales, quats = table.split([3, 3, 3 * (bases - 1), 1, 3, 4], dim=1)
-    rest = rest.reshape(len(table), 3, bases - 1).transpose(1, 2)
-    return Splats(
-        means=means.contiguous(),
-        log_scales=scales.contiguous(),
-        quats=quats.contiguous(),
-        opacity_logits=opacity.squeeze(1).contiguous(),
-        sh=torch.cat([dc[:, None], rest], dim=1),
-    )
-
-
-def _check_finite(splats: Splats, path: Path) -> None:
-    """Refuse what cannot be drawn; an infinite opacity logit (opaque) and a log scale of minus infinity (flat) can."""
-    good = torch.isfinite(splats.means).all(1) & torch.isfinite(splats.quats).all(1)
-    good &= torch.isfinite(splats.sh).flatten(1).all(1) & ~torch.isnan(splats.opacity_logits)
-    good &= (splats.log_scales < torch.inf).all(1)
-    if not good.all():
-        bad = int((~good).sum())
-        raise UserError(f"{path} is damaged: {bad} of {len(splats)} splats hold numbers that are not finite.")
+    splats.means[target] = means
+    splats.log_scales[target] = scales
+    splats.quats[target] = quats
+    splats.opacity_logits[target] = opacity.squeeze(1)
+    splats.sh[target, 0] = dc
+    splats.sh[target, 1:] = rest.reshape(len(rows), 3, bases - 1).transpose(1, 2)
