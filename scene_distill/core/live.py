@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -26,10 +26,30 @@ from scene_distill.core.console import console, progress
 REDRAWS_PER_SECOND = 2
 """Drawing takes about 3 ms and holds Python's lock: this often it costs well under 1 % of the time."""
 
+CURVE_WIDTH = 24
+
 _BARS = "▁▂▃▄▅▆▇█"
 
-Rows = Callable[[], Sequence[tuple[str, str, str]]]
-"""Makes the rows of a board: a label, figures, and what stands right of them (a curve)."""
+
+class Row(NamedTuple):
+    """One line of a board: a label, a figure, its curve over time, and what else belongs to it."""
+
+    label: str
+    figure: str = ""
+    curve: str = ""
+    rest: str = ""
+
+    @property
+    def text(self) -> Text:
+        """The row without its label; figures with a curve are as wide as each other."""
+        if not self.curve:
+            return Text("  ".join(part for part in (self.figure, self.rest) if part))
+        curve = f"{self.curve:<{CURVE_WIDTH}}"
+        return Text.assemble((f"{self.figure:<9}", "bold"), (curve, "green"), "  ", self.rest)
+
+
+Rows = Callable[[], Sequence[Row]]
+"""Makes the rows of a board."""
 
 
 class Board(Protocol):
@@ -58,9 +78,8 @@ class _LiveBoard:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis")
-        table.add_column(style="green", no_wrap=True)
-        for label, figures, right in self._rows():
-            table.add_row(Text(label), Text(figures), Text(right))
+        for row in self._rows():
+            table.add_row(Text(row.label), row.text)
         return Group(self._bar, table)
 
 
@@ -84,8 +103,9 @@ def live_board(title: str, total: int, done: int = 0) -> Iterator[Board]:
         yield board
 
 
-def curve(values: Sequence[float], width: int = 24) -> str:
-    """The values as a line of block characters, lowest to highest, each the mean of an equal share of them."""
+def curve(numbers: Iterable[float], width: int = CURVE_WIDTH) -> str:
+    """The numbers as a line of block characters, lowest to highest, each the mean of an equal share of them."""
+    values = list(numbers)
     if not values:
         return ""
     width = min(width, len(values))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scene_distill.blocks.runtime import Progress
 from scene_distill.core import memory
-from scene_distill.core.live import Board, curve, live_board
+from scene_distill.core.live import Board, Row, curve, live_board
 from scene_distill.core.stages import REST, StageClock, clocked
 
 TELL_EVERY_S = 1.0
@@ -68,7 +68,7 @@ class PsnrMeter:
 
 
 @dataclass
-class _Shown:
+class Shown:
     """What the board shows, smoothed over seconds."""
 
     parts: dict[str, float] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Telemetry:
         self._append, self._board, self._clock, self._psnr, self._now = append, board, clock, psnr, now
         self._started = self._told = now()
         self._since: list[Lanes] = []
-        self._shown = _Shown()
+        self._shown = Shown()
 
     def hear(self, step: Progress) -> None:
         """Write the step's line and show it."""
@@ -152,24 +152,26 @@ def note(lanes: Lanes) -> str:
     return f"loss {loss:.4f}  l1 {l1:.4f}  {count / 1000:.0f}k {kind} on {len(numbers)} lanes"
 
 
-def board_rows(step: Progress, shown: _Shown) -> list[tuple[str, str, str]]:
+def board_rows(step: Progress, shown: Shown) -> list[Row]:
     """Rows of the board: the round and its blocks, loss parts, PSNR, primitives and memory, stages."""
     units = " ".join(str(unit) for unit, _ in step.lanes)
-    rows = [("round", f"{step.round + 1} of {step.rounds}, training block{'s' * (len(step.lanes) > 1)} {units}", "")]
+    blocks = f"block{'s' * (len(step.lanes) > 1)} {units}"
+    rows = [Row("round", f"{step.round + 1} of {step.rounds}, training {blocks}")]
     if "loss" in shown.parts:
         others = {k: v for k, v in shown.parts.items() if k not in ("loss", "visible", *COUNTS)}
         parts = "  ".join(f"{name} {value:.3g}" for name, value in others.items())
-        rows.append(("loss", f"{shown.parts['loss']:.4f}  {parts}", curve(shown.losses)))
+        rows.append(Row("loss", f"{shown.parts['loss']:.4f}", curve(shown.losses), parts))
     if shown.psnr is not None:
-        rows.append(("PSNR", f"{shown.psnr:.2f} dB on training views", curve(shown.psnrs)))
+        rows.append(Row("PSNR", f"{shown.psnr:.2f} dB", curve(shown.psnrs), "on training views"))
     held = [(kind, sum(n[kind] for _, n in step.lanes if kind in n)) for kind in COUNTS]
     primitives = ", ".join(f"{count:,.0f} {kind} on {len(step.lanes)} lanes" for kind, count in held if count)
     if "visible" in shown.parts:
         primitives += f", {shown.parts['visible']:,.0f} in a view"
     now, peak = memory.format_bytes(memory.rss_bytes()), memory.format_bytes(memory.peak_rss_bytes())
-    rows.append(("scene", f"{primitives}    memory {now}, at most {peak}", ""))
+    rows.append(Row("scene", primitives))
+    rows.append(Row("memory", f"{now}, at most {peak}"))
     if shown.stages_ms:
         ranked = sorted(shown.stages_ms.items(), key=lambda item: (item[0] == REST, -item[1]))
         stages = "  ".join(f"{name} {ms:.1f}" for name, ms in ranked if ms >= 0.05)
-        rows.append(("step", f"{sum(shown.stages_ms.values()):.1f} ms:  {stages}", ""))
+        rows.append(Row("step", f"{sum(shown.stages_ms.values()):.1f} ms:", "", stages))
     return rows
