@@ -11,8 +11,8 @@ from torch import Tensor
 from scene_distill.core.errors import UserError
 from scene_distill.representations.splats import Splats
 
-CHUNK_ROWS = 1 << 16
-"""Splats in memory beside the scene itself, in readers and writers."""
+CHUNK_ROWS = 256 * 256
+"""Splats in memory beside the scene itself, in readers and writers; whole chunks of a compressed .ply."""
 
 UNPACKED_FLOOR = 1 << 24
 UNPACKED_RATIO = 64
@@ -100,13 +100,6 @@ def require_unpackable(unpacked: int, file_bytes: int, path: Path) -> None:
             f"{path} is damaged or hostile: its {file_bytes} bytes promise {unpacked} when unpacked, more than "
             f"{UNPACKED_RATIO} times as many; get the file again from where it comes from."
         )
-
-
-def unit_quaternions(quats: Tensor) -> Tensor:
-    """Quaternions [n, 4] (w, x, y, z) of length one; one without direction becomes the identity."""
-    lengths = quats.norm(dim=1, keepdim=True)
-    identity = torch.tensor([1.0, 0.0, 0.0, 0.0])
-    return torch.where(lengths > 0, quats / lengths.clamp_min(torch.finfo(torch.float32).tiny), identity)
 
 
 def neighbour_order(means: Tensor) -> Tensor:
