@@ -80,3 +80,17 @@ def evaluate(coefficients: Tensor, directions: Tensor) -> Tensor:
 def constant_coefficients(colors: Tensor) -> Tensor:
     """Coefficients [N, 1, 3] of degree 0 that give the view-independent ``colors`` [N, 3] back."""
     return ((colors - 0.5) / SH_C0)[..., None, :]
+
+
+def rotated(coefficients: Tensor, rotation: Tensor) -> Tensor:
+    """Coefficients [..., K, 3] of the same colours after the scene was turned by ``rotation`` [3, 3].
+
+    The harmonics of each degree turn among themselves: c' solves B(d) c' = B(R^T d) c for all directions d, here for
+    more of them than there are harmonics, in float64.
+    """
+    degree = degree_of(coefficients.shape[-2])
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.nn.functional.normalize(torch.randn(64, 3, generator=generator, dtype=torch.float64), dim=1)
+    turned = basis(directions @ rotation.to("cpu", torch.float64), degree)
+    matrix = torch.linalg.lstsq(basis(directions, degree), turned).solution
+    return matrix.to(coefficients) @ coefficients

@@ -32,6 +32,9 @@ from scene_distill.representations.splats import Splats
 
 META_NAME = "meta.json"
 MAX_PALETTE = 1 << 16
+SMALL_SCENE = 1 << 14
+"""Scenes up to this many splats keep every set of coefficients."""
+
 PALETTE_COLUMNS = 64
 """Sets of coefficients side by side in shN_centroids."""
 
@@ -187,8 +190,9 @@ def _put_colors(planes: _Planes) -> dict[str, Any]:
 
 
 def palette_size(count: int) -> int:
-    """Sets of coefficients in the palette of so many splats: half of them or more, up to 65,536."""
-    return min(MAX_PALETTE, max(1, 1 << int(math.log2(count))))
+    """Sets of coefficients in the palette of so many splats: all of a small scene's, half or more of a larger one's, up
+    to 65,536."""
+    return count if count <= SMALL_SCENE else min(MAX_PALETTE, 1 << int(math.log2(count)))
 
 
 def _put_harmonics(planes: _Planes) -> dict[str, Any]:
