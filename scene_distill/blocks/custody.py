@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from scene_distill.blocks.background import Background
 from scene_distill.blocks.checkpoint import Checkpoint, CheckpointFolder
@@ -26,6 +27,8 @@ from scene_distill.blocks.splitting import Split
 from scene_distill.blocks.store import DamagedState, Entry, State, UnitStore, checksum, off_device, pack, unpack
 from scene_distill.blocks.workers import Workers
 from scene_distill.core.errors import UserError
+
+T = TypeVar("T")
 
 LAST_WORDS_S = 10.0
 """Longest wait for a commit in work when several workers stop because of an error."""
@@ -97,11 +100,26 @@ class Custody:
 
     def look_at(self, unit: int) -> State | None:
         """A unit's newest state, not to be changed; None before its first visit."""
+        kept, entry = self._in_ram_or_on_disk(unit)
+        return unpack(self._read_bytes(entry)) if kept is None and entry is not None else kept
+
+    def look_at_some(self, unit: int, names: Sequence[str]) -> State | None:
+        """Some tensors of a unit's newest state, not to be changed; None before its first visit. From disk they come
+        without a look at the checksum, which `look_at` takes."""
+        kept, entry = self._in_ram_or_on_disk(unit)
+        if kept is not None:
+            return {name: kept[name] for name in names}
+        return None if entry is None else self._explained(lambda: self._store.read_some(entry, names))
+
+    def was_visited(self, unit: int) -> bool:
+        """Whether a unit has a state of its own."""
+        return self._newest(unit) != ""
+
+    def _in_ram_or_on_disk(self, unit: int) -> tuple[State | None, Entry | None]:
         kept = self._store.look_at(self._newest(unit))
         if kept is None and unit in self._closing:
             self.await_commit()
-        entry = self._last.units.get(unit)
-        return unpack(self._read_bytes(entry)) if kept is None and entry is not None else kept
+        return kept, self._last.units.get(unit)
 
     def is_whole(self, unit: int) -> bool:
         """Whether a unit's newest state is one that was made before the unit was split, of both parts."""
@@ -121,9 +139,11 @@ class Custody:
         units = self._last.units | ({split.added: entry} if entry else {})
         self._last = replace(self._last, units=units, splits=(*self._last.splits, split))
 
-    def release(self) -> None:
-        """Let go of states that were fetched or sent for this round; its units are open."""
+    def release(self, opened: Iterable[int]) -> None:
+        """Let go of states that were fetched or sent for this round, and of those its units were opened from."""
         self._store.release()
+        for unit in opened:
+            self._store.drop(self._newest(unit))
 
     def fetch_ahead(self, visits: Sequence[Visit], training: Round) -> None:
         """Read the states for coming visits in the background, but those of units that train now."""
@@ -167,8 +187,11 @@ class Custody:
         return self._closing.get(unit, entry.file if entry else "")
 
     def _read_bytes(self, entry: Entry) -> bytes:
+        return self._explained(lambda: self._store.read_bytes(entry))
+
+    def _explained(self, read: Callable[[], T]) -> T:
         try:
-            return self._store.read_bytes(entry)
+            return read()
         except DamagedState as damaged:
             raise self._manifests.explain(damaged) from damaged
 

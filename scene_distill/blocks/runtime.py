@@ -90,6 +90,52 @@ class Method(Protocol):
         ...
 
 
+class SavedState(Protocol):
+    """A unit's state, in RAM or on disk, not to be changed. Who needs many holds one at a time."""
+
+    def __call__(self) -> State:
+        """All of it."""
+        ...
+
+    def some(self, *names: str) -> State:
+        """Some of its tensors; from disk only they are read."""
+        ...
+
+
+@dataclass(frozen=True)
+class ComputedState:
+    """A state that is made when it is asked for."""
+
+    make: Callable[[], State]
+
+    def __call__(self) -> State:
+        """All of it."""
+        return self.make()
+
+    def some(self, *names: str) -> State:
+        """Some of its tensors."""
+        state = self.make()
+        return {name: state[name] for name in names}
+
+
+@dataclass(frozen=True)
+class _Visited:
+    """The newest state of a unit that was visited."""
+
+    custody: Custody
+    unit: int
+
+    def __call__(self) -> State:
+        found = self.custody.look_at(self.unit)
+        assert found is not None
+        return found
+
+    def some(self, *names: str) -> State:
+        found = self.custody.look_at_some(self.unit, names)
+        assert found is not None
+        return found
+
+
 @runtime_checkable
 class ExchangingMethod(Method, Protocol):
     """A method whose units hold copies of parts that other units hold too."""
@@ -98,9 +144,9 @@ class ExchangingMethod(Method, Protocol):
         """The units that a unit has parts in common with."""
         ...
 
-    def exchanged(self, unit: int, state: State, around: Mapping[int, State]) -> State:
+    def exchanged(self, unit: int, state: State, around: Mapping[int, SavedState]) -> State:
         """The state a unit opens with, from its own and from its neighbours' as they were closed last; ``around`` holds
-        those neighbours that were visited. Must not change what it is given."""
+        those neighbours that were visited. Must not change what it is given nor return parts of it."""
         ...
 
 
@@ -199,11 +245,16 @@ class Runtime:
                 self.seconds += time.perf_counter() - started
                 custody.begin_commit(round_, self._lane_owners(round_), self.method.shared.state(), self.seconds)
 
-    def states(self) -> dict[int, Callable[[], State]]:
-        """For every unit a function that loads its state as of the last commit; units never visited give their first
-        state. Worker 0 can always call them, others where they see worker 0's folder."""
+    def states(self) -> dict[int, SavedState]:
+        """Every unit's state as of the last commit; units never visited give their first state. Worker 0 can always
+        load them, others where they see worker 0's folder."""
         units = {visit.unit for round_ in self.rounds for visit in round_.visits}
-        return {unit: lambda unit=unit: self._state(unit) for unit in sorted(units)}  # type: ignore[misc]
+        return {unit: self._saved(unit) for unit in sorted(units)}
+
+    def _saved(self, unit: int) -> SavedState:
+        if self._custody.was_visited(unit) and not self._custody.is_whole(unit):
+            return _Visited(self._custody, unit)
+        return ComputedState(lambda: self._state(unit))
 
     def _open(self, round_: Round) -> dict[int, Unit]:
         """This worker's units of a round, by lane."""
@@ -214,20 +265,19 @@ class Runtime:
         for visit in mine:
             state = self._opening_state(visit.unit, around[visit.unit])
             units[visit.lane] = self.method.open(visit.unit, state, visit, round_)
-        self._custody.release()
+        self._custody.release(visit.unit for visit in mine)
         return units
 
     def _neighbours(self, unit: int) -> tuple[int, ...]:
         return tuple(self.method.neighbours(unit)) if isinstance(self.method, ExchangingMethod) else ()
 
     def _opening_state(self, unit: int, around: Sequence[int]) -> State:
-        """The state a unit opens with. A method that exchanges sees every neighbour as it was closed last."""
-        state = self._state(unit)
-        if not isinstance(self.method, ExchangingMethod):
-            return state
-        near = {other: self._custody.look_at(other) for other in around}
-        visited = {other: found for other, found in near.items() if found is not None}
-        return self.method.exchanged(unit, state, visited)
+        """The state a unit opens with. A method that exchanges sees every neighbour as it was closed last; other lanes
+        of this round still look at the unit's own, so it stays as it is."""
+        visited = {other: _Visited(self._custody, other) for other in around if self._custody.was_visited(other)}
+        if not visited or not isinstance(self.method, ExchangingMethod):
+            return self._state(unit)
+        return self.method.exchanged(unit, self._part(unit, self._look_at(unit)), visited)
 
     def _split_overgrown(self) -> None:
         """Split the units of the coming round that outgrew their memory. Every worker makes the same splits."""
@@ -320,10 +370,16 @@ class Runtime:
 
     def _state(self, unit: int) -> State:
         if self._custody.is_whole(unit):
-            assert isinstance(self.method, DivisibleMethod)
-            return self.method.part(unit, self._look_at(unit))
+            return self._part(unit, self._look_at(unit))
         found = self._custody.state(unit)
         return self.method.first_state(unit) if found is None else found
+
+    def _part(self, unit: int, state: State) -> State:
+        """Of a state that was made before its unit was split, what the unit takes."""
+        if not self._custody.is_whole(unit):
+            return state
+        assert isinstance(self.method, DivisibleMethod)
+        return self.method.part(unit, state)
 
     def _lane_owners(self, round_: Round) -> tuple[int, ...]:
         return self._owners[round_.index]

@@ -6,18 +6,20 @@ the checkpoint. Files are written and fetched ahead by a background thread; a st
 being written is copied, so a unit that stays, one that left and one that came back are equal bit for bit.
 
 Work: a state that leaves costs the training thread one copy off the device (none on a CPU); packing, checksum
-(about 1 GB/s) and writing happen beside training.
+(XXH3, at the speed of memory) and writing happen beside training.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import xxhash
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -29,7 +31,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Entry:
-    """A saved state: file name inside the store's folder, size in bytes, and blake2b checksum of the bytes."""
+    """A saved state: file name inside the store's folder, size in bytes, and XXH3 checksum of the bytes."""
 
     file: str
     bytes: int
@@ -181,6 +183,23 @@ class UnitStore:
             raise DamagedState(entry.file, f"the saved state {path} is damaged (its checksum differs)")
         return data
 
+    def read_some(self, entry: Entry, names: Sequence[str]) -> State:
+        """Some tensors of an entry's file as they are there, without a look at the checksum of the whole; raises
+        `DamagedState` where they cannot be read."""
+        try:
+            with safe_open(self.folder / entry.file, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in names}
+        except (OSError, SafetensorError):
+            state = unpack(self.read_bytes(entry))  # tells what is wrong
+            return {name: state[name] for name in names}
+
+    def drop(self, file: str) -> None:
+        """Nobody will ask for a state soon: let it leave RAM when its file is whole."""
+        with self._lock:
+            held = self._ram.get(file)
+            if held is not None and held.written:
+                del self._ram[file]
+
     def fetch(self, entry: Entry) -> None:
         """Read an entry ahead of its use, if the budget has room for it. A damaged file is left for `load` to tell."""
         with self._lock:
@@ -249,5 +268,5 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def checksum(data: bytes) -> str:
-    """blake2b of 16 bytes, in hexadecimal."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+    """XXH3 of 128 bits, in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(data)

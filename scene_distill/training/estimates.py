@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from scene_distill.blocks.runtime import Shared
+from scene_distill.blocks.runtime import ComputedState, SavedState, Shared
 from scene_distill.blocks.schedule import Visit
 from scene_distill.blocks.splitting import StateRows
 from scene_distill.blocks.store import State, checksum, pack, state_bytes
@@ -167,15 +167,15 @@ class _Probe:
         )  # fmt: skip
 
 
-class _Alone(dict[int, Callable[[], State]]):
+class _Alone(dict[int, SavedState]):
     """The states of a run in which one unit has trained: it alone is merged, others are looked at as they start."""
 
     def __init__(self, training: Training, unit: int, state: State) -> None:
-        super().__init__({unit: lambda: state})
+        super().__init__({unit: ComputedState(lambda: state)})
         self._first_state = training.method.first_state
 
-    def __missing__(self, unit: int) -> Callable[[], State]:
-        return lambda: self._first_state(unit)
+    def __missing__(self, unit: int) -> SavedState:
+        return ComputedState(lambda: self._first_state(unit))
 
 
 def _typical_units(training: Training) -> list[int]:

@@ -10,10 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from scene_distill.blocks.runtime import Method, Progress, Runtime
+from scene_distill.blocks.runtime import Method, Progress, Runtime, SavedState
 from scene_distill.blocks.schedule import Round
 from scene_distill.blocks.splitting import StateRows
-from scene_distill.blocks.store import State
 from scene_distill.blocks.workers import Workers
 from scene_distill.core import memory
 from scene_distill.core.configs import RunConfig
@@ -51,7 +50,7 @@ class TrainableScene(Method, Protocol):
         """'table' (text) and 'working_set_bytes' of a round."""
         ...
 
-    def merge(self, states: Mapping[int, Callable[[], State]]) -> TrainedScene:
+    def merge(self, states: Mapping[int, SavedState]) -> TrainedScene:
         """One scene from the states of all units."""
         ...
 

@@ -125,7 +125,9 @@ class TinyExchangingMethod(TinyMethod):
 
     def exchanged(self, unit, state, around):
         rows = state["rows"].clone()
-        rows[0] = torch.stack([rows[0], *(around[other]["rows"][0] for other in sorted(around))]).mean(dim=0)
+        rows[0] = torch.stack([rows[0], *(around[other].some("rows")["rows"][0] for other in sorted(around))]).mean(
+            dim=0
+        )
         return {"rows": rows, "moment": state["moment"].clone()}
 
 

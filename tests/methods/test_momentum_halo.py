@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scene_distill.blocks.runtime import Runtime
+from scene_distill.blocks.runtime import ComputedState, Runtime
 from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
 from scene_distill.data.load import load_scene
@@ -40,29 +40,39 @@ def state_at(xs: list[float], owner: list[int], value: float, stamp: list[int], 
     return state | {STAMP: torch.tensor(stamp, dtype=torch.int32), STEPS: torch.tensor(steps)}
 
 
+def saved(state):
+    return ComputedState(lambda: state)
+
+
 def everywhere(positions):
     return torch.ones(len(positions), dtype=torch.bool)
 
 
+def column(state, name):
+    """A number of every anchor, by the anchor's x."""
+    values = state[name].reshape(len(state[name]), -1)[:, 0].tolist()
+    return dict(zip(state["anchors.positions"][:, 0].tolist(), values, strict=True))
+
+
 def features(state):
-    return dict(zip(state["anchors.positions"][:, 0].tolist(), state["anchors.features"][:, 0].tolist(), strict=True))
+    return column(state, "anchors.features")
 
 
 def test_the_newest_copy_counts_and_untrained_copies_do_not():
     own = state_at([0.0, 1.0], [0, 1], 1.0, [2, 2], [3.0, 3.0])
     other = state_at([0.0, 1.0], [0, 1], 2.0, [4, -1], [5.0, 0.0])
-    opened = exchanged(0, own, {1: other}, everywhere)
+    opened = exchanged(0, own, {1: saved(other)}, everywhere)
     assert features(opened) == {0.0: 2.0, 1.0: 1.0}
-    assert opened[STAMP].tolist() == [4, 2] and opened[STEPS].tolist() == [5.0, 3.0]
+    assert column(opened, STAMP) == {0.0: 4, 1.0: 2} and column(opened, STEPS) == {0.0: 5.0, 1.0: 3.0}
 
 
 def test_copies_of_the_same_round_are_averaged_by_steps_and_the_mean_beats_its_parts():
     own = state_at([0.0], [0], 1.0, [4], [1.0])
     other = state_at([0.0], [0], 5.0, [4], [3.0])
-    opened = exchanged(0, own, {1: other}, everywhere)
+    opened = exchanged(0, own, {1: saved(other)}, everywhere)
     assert features(opened) == {0.0: 4.0}
     assert opened[STAMP].tolist() == [5] and opened[STEPS].tolist() == [4.0]
-    again = exchanged(1, other, {0: opened}, everywhere)
+    again = exchanged(1, other, {0: saved(opened)}, everywhere)
     assert features(again) == {0.0: 4.0} and again[STAMP].tolist() == [5]
 
 
@@ -70,22 +80,22 @@ def test_the_owner_alone_says_which_anchors_there_are():
     """Block 1 has removed its anchor at 1 and grown one at 2; block 0 follows, and keeps its own at 0."""
     own = state_at([0.0, 1.0], [0, 1], 1.0, [2, 6], [1.0, 1.0])
     other = state_at([0.0, 2.0, 3.0], [0, 1, 1], 2.0, [-1, 4, 4], [0.0, 1.0, 1.0])
-    opened = exchanged(0, own, {1: other}, lambda positions: positions[:, 0] < 2.5)
+    opened = exchanged(0, own, {1: saved(other)}, lambda positions: positions[:, 0] < 2.5)
     assert features(opened) == {0.0: 1.0, 2.0: 2.0}
-    assert opened[OWNER].tolist() == [0, 1]
+    assert column(opened, OWNER) == {0.0: 0, 2.0: 1}
     assert opened["moments.features.first"].shape == (2, 32) and opened["growth.gradient"].shape == (2, 10)
 
 
 def test_neighbours_that_were_never_visited_leave_the_copies_a_block_began_with():
     own = state_at([0.0, 1.0, 2.0], [0, 1, 2], 1.0, [2, 2, 2], [1.0, 1.0, 1.0])
-    opened = exchanged(0, own, {1: state_at([0.5], [1], 2.0, [4], [1.0])}, everywhere)
+    opened = exchanged(0, own, {1: saved(state_at([0.5], [1], 2.0, [4], [1.0]))}, everywhere)
     assert features(opened) == {0.0: 1.0, 0.5: 2.0, 2.0: 1.0}
 
 
 def test_opening_changes_nobody_elses_state():
     own, other = (state_at([0.0, 1.0], [0, 1], v, [4, 4], [1.0, 1.0]) for v in (1.0, 2.0))
     before = {name: tensor.clone() for name, tensor in other.items()}
-    opened = exchanged(0, own, {1: other}, everywhere)
+    opened = exchanged(0, own, {1: saved(other)}, everywhere)
     for tensor in opened.values():
         tensor.add_(1)
     assert all(torch.equal(before[name], other[name]) for name in before)

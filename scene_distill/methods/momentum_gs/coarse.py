@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from scene_distill.blocks.partition import Partition
+from scene_distill.blocks.runtime import ComputedState
 from scene_distill.core.console import progress
 from scene_distill.objectives import photometric
 
@@ -37,7 +38,7 @@ def train_coarse(whole: MomentumGS) -> MergedCity:
                     whole.shared.apply(gradients, round_.shared_step + offset)
             state, _ = block.close()
             meter.update(visit.first_step + visit.steps)
-    return whole.merge({0: lambda: state})
+    return whole.merge({0: ComputedState(lambda: state)})
 
 
 def render_difference(whole: MomentumGS, city: MergedCity, partition: Partition) -> Callable[[int, int], float]:

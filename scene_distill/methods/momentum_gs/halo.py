@@ -17,12 +17,13 @@ result does not depend on who runs which lane.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from scene_distill.blocks.runtime import SavedState
 from scene_distill.blocks.store import State
 from scene_distill.representations.densification import cell_keys
 
@@ -56,86 +57,135 @@ class HaloRegion:
         return bool(torch.isin(self.keys, other.keys).any())
 
 
-class _Copies(NamedTuple):
-    """One block's copies: row ``rows[i]`` of ``state`` is a copy of the wanted anchor ``places[i]``."""
+class _Light(NamedTuple):
+    """What says which anchors a state has copies of, and which of them count: 24 bytes of an anchor's 1,200."""
 
-    state: State
-    places: Tensor
-    rows: Tensor
-
-    def select(self, mask: Tensor) -> _Copies:
-        return _Copies(self.state, self.places[mask], self.rows[mask])
+    keys: Tensor
+    owner: Tensor
+    stamp: Tensor
+    steps: Tensor
 
 
-def exchanged(unit: int, own: State, around: Mapping[int, State], region: Callable[[Tensor], Tensor]) -> State:
+Owners = Callable[[int, State], Tensor]
+"""(block, its state or the light part of it) -> the block that owns each anchor [A]."""
+
+
+def stored_owners(block: int, state: State) -> Tensor:
+    """The owners as the state has them."""
+    return state[OWNER]
+
+
+def exchanged(unit: int, own: State, around: Mapping[int, SavedState], region: Callable[[Tensor], Tensor],
+              owners: Owners = stored_owners) -> State:  # fmt: skip
     """The state a block opens with: membership from the owners, values from the newest copies.
 
     own: the block's newest state; around: those of its neighbours that were visited; region: positions -> mask of
-    the halo. Tensors of the result are new.
+    the halo. Tensors of the result are new. First the light parts of all states say which rows are wanted; then every
+    state is loaded once, one at a time. Rows come in the order of the states they are taken from, own first; those that
+    were averaged are last.
     """
-    fields = [name for name in own if name.startswith(("anchors.", "moments.", "growth."))]
-    members = _members(unit, own, around, region)
-    names = (*fields, OWNER, STAMP, STEPS)
-    result = {name: torch.cat([state[name][rows] for state, rows in members]) for name in names}
-    sources = [own, *(around[neighbour] for neighbour in sorted(around))]
-    copies, stamp = _newest(_position_keys(result["anchors.positions"]), sources)
-    count, steps = torch.zeros(len(stamp), dtype=torch.int32), torch.zeros(len(stamp))
-    for part in copies:
-        count[part.places] += 1
-        steps[part.places] += part.state[STEPS][part.rows]
-    several = count > 1
-    learned = [name for name in fields if name != "anchors.positions"]
-    for name in learned:
-        result[name][several] = 0.0
-    for part in copies:
-        only, shared = part.select(~several[part.places]), part.select(several[part.places])
-        weight = part.state[STEPS][shared.rows] / steps[shared.places]
-        for name in learned:
-            source, target = part.state[name], result[name]
-            target[only.places] = source[only.rows]
-            target[shared.places] += weight.reshape(-1, *[1] * (source.dim() - 1)) * source[shared.rows]
-    result[STAMP] = torch.where(several, stamp + 1, stamp)
-    result[STEPS] = steps
-    return own | result
-
-
-def _members(unit: int, own: State, around: Mapping[int, State],
-             region: Callable[[Tensor], Tensor]) -> list[tuple[State, Tensor]]:  # fmt: skip
-    """(state, rows) of the anchors a block opens with: its own, its neighbours' in the halo, and of neighbours that
-    were never visited the copies it began with."""
-    owner = own[OWNER]
-    known = torch.tensor(sorted(around), dtype=owner.dtype)
-    members = [(own, ((owner == unit) | ~torch.isin(owner, known)).nonzero().squeeze(1))]
+    light = {unit: _light_part(unit, own, owners)}
+    members = [_members(unit, own["anchors.positions"], light[unit], around, region)]
     for neighbour in sorted(around):
-        state = around[neighbour]
-        rows = (state[OWNER] == neighbour).nonzero().squeeze(1)
-        members.append((state, rows[region(state["anchors.positions"][rows])]))
-    return members
+        part = around[neighbour].some("anchors.positions", OWNER, STAMP, STEPS)
+        light[neighbour] = _light_part(neighbour, part, owners)
+        rows = (light[neighbour].owner == neighbour).nonzero().squeeze(1)
+        members.append((neighbour, rows[region(part["anchors.positions"][rows])]))
+    order = list(light)
+    wanted = torch.cat([light[block].keys[rows] for block, rows in members])
+    at = torch.cat([torch.full((len(rows),), order.index(block)) for block, rows in members])
+    rows_at = torch.cat([rows for _, rows in members])
+    newest = _newest(wanted, list(light.values()), at, rows_at)
+    names = [name for name in own if name.startswith(("anchors.", "moments.", "growth."))]
+    return own | _gathered(names, newest, [own, *(around[block] for block in order[1:])], {
+        OWNER: torch.cat([light[block].owner[rows] for block, rows in members])[newest.order].to(own[OWNER].dtype),
+        STAMP: newest.stamp, STEPS: newest.steps,
+    })  # fmt: skip
 
 
-def _newest(wanted: Tensor, sources: list[State]) -> tuple[list[_Copies], Tensor]:
-    """Of every wanted anchor (keys [W]) the trained copies with the newest stamp, and that stamp [W], -1 where there
-    are none. Means of copies are all alike, so one of them is enough."""
+def _light_part(block: int, state: State, owners: Owners) -> _Light:
+    return _Light(_position_keys(state["anchors.positions"]), owners(block, state), state[STAMP], state[STEPS])
+
+
+def _members(unit: int, positions: Tensor, light: _Light, around: Mapping[int, SavedState],
+             region: Callable[[Tensor], Tensor]) -> tuple[int, Tensor]:  # fmt: skip
+    """(block, rows) of the block's own anchors, and of neighbours that were never visited the copies it began with."""
+    known = torch.tensor(sorted(around), dtype=light.owner.dtype)
+    return unit, ((light.owner == unit) | ~torch.isin(light.owner, known)).nonzero().squeeze(1)
+
+
+class _Newest(NamedTuple):
+    """Which rows to take. order [W]: the wanted anchors in the order of the result; stamp, steps [W] in that order;
+    single: rows of each state, one after the other, that make the result's first rows; shared: (places counted from the
+    end of those, rows, weights) of each state in the rest, which are weighted sums."""
+
+    order: Tensor
+    stamp: Tensor
+    steps: Tensor
+    single: list[Tensor]
+    shared: list[tuple[Tensor, Tensor, Tensor]]
+
+
+def _newest(wanted: Tensor, states: list[_Light], at: Tensor, rows_at: Tensor) -> _Newest:
+    """Of every wanted anchor (keys [W]) the trained copies with the newest stamp; where there are none, the copy of its
+    member, row ``rows_at`` of state ``at``. Means of copies are all alike, so one of them is enough."""
+    count, stamp = torch.zeros_like(at), torch.full((len(wanted),), -1, dtype=torch.int32)
+    steps, source, row = torch.zeros(len(wanted)), at.clone(), rows_at.clone()
+    found = _copies(wanted, states)
+    for state, (places, rows) in zip(states, found, strict=True):
+        stamp[places] = torch.maximum(stamp[places], state.stamp[rows])
+    for number, (state, (places, rows)) in enumerate(zip(states, found, strict=True)):
+        counts = (state.stamp[rows] == stamp[places]) & ((count[places] == 0) | (stamp[places] % 2 == 0))
+        newest_at, newest_rows = places[counts], rows[counts]
+        found[number] = (newest_at, newest_rows)
+        count[newest_at] += 1
+        steps[newest_at] += state.steps[newest_rows]
+        source[newest_at], row[newest_at] = number, newest_rows
+    several = count > 1
+    order = torch.argsort(torch.where(several, len(states), source), stable=True)
+    singles = len(wanted) - int(several.sum())
+    parts = source[order[:singles]]
+    single = [row[order[:singles][parts == number]] for number in range(len(states))]
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order)) - singles
+    shared = []
+    for state, (places, rows) in zip(states, found, strict=True):
+        mean, parts_of_it = places[several[places]], rows[several[places]]
+        shared.append((place[mean], parts_of_it, state.steps[parts_of_it] / steps[mean]))
+    return _Newest(order, torch.where(several, stamp + 1, stamp)[order], steps[order], single, shared)
+
+
+def _copies(wanted: Tensor, states: list[_Light]) -> list[tuple[Tensor, Tensor]]:
+    """For every state (places in ``wanted``, rows of the state) of its trained copies of wanted anchors."""
     order = wanted.argsort()
     ordered = wanted[order]
-    stamp = torch.full((len(wanted),), -1, dtype=torch.int32)
     found = []
-    for state in sources:
-        trained = (state[STAMP] >= 0).nonzero().squeeze(1)
-        keys = _position_keys(state["anchors.positions"][trained])
-        at = torch.searchsorted(ordered, keys).clamp(max=len(ordered) - 1)
-        match = ordered[at] == keys
-        part = _Copies(state, order[at[match]], trained[match])
-        stamp[part.places] = torch.maximum(stamp[part.places], state[STAMP][part.rows])
-        found.append(part)
-    taken = torch.zeros(len(wanted), dtype=torch.bool)
-    newest = []
-    for part in found:
-        current = part.state[STAMP][part.rows] == stamp[part.places]
-        again = taken[part.places] & (stamp[part.places] % 2 == 1)
-        newest.append(part.select(current & ~again))
-        taken[newest[-1].places] = True
-    return newest, stamp
+    for state in states:
+        rows = (state.stamp >= 0).nonzero().squeeze(1)
+        at = torch.searchsorted(ordered, state.keys[rows]).clamp(max=len(ordered) - 1)
+        match = ordered[at] == state.keys[rows]
+        found.append((order[at[match]], rows[match]))
+    return found
+
+
+def _gathered(names: list[str], newest: _Newest, states: Sequence[State | SavedState], rest: State) -> State:
+    """The named tensors of the result beside ``rest``; of ``states`` one at a time is loaded."""
+    size, singles = len(newest.order), sum(len(rows) for rows in newest.single)
+    result, begin = dict(rest), 0
+    for source, rows, (places, shared_rows, weight) in zip(states, newest.single, newest.shared, strict=True):
+        state = source if isinstance(source, dict) else source()
+        for name in names:
+            tensor = state[name]
+            if name not in result:
+                result[name] = tensor.new_zeros((size, *tensor.shape[1:]))
+            torch.index_select(tensor, 0, rows, out=result[name][begin : begin + len(rows)])
+            mean, part = result[name][singles:], tensor.index_select(0, shared_rows)
+            if name == "anchors.positions":
+                mean.index_copy_(0, places, part)
+            else:
+                mean.index_add_(0, places, part.mul_(weight.reshape(-1, *[1] * (tensor.dim() - 1))))
+        begin += len(rows)
+    return result
 
 
 def _position_keys(positions: Tensor) -> Tensor:

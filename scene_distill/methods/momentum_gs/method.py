@@ -4,7 +4,7 @@ city."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scene_distill.blocks import assignment as assigning
 from scene_distill.blocks.partition import Partition
+from scene_distill.blocks.runtime import SavedState
 from scene_distill.blocks.schedule import Round, Visit, make_schedule
 from scene_distill.blocks.splitting import Split, StateRows, split_rounds
 from scene_distill.blocks.store import State
@@ -25,7 +26,7 @@ from scene_distill.methods.momentum_gs.block import BlockSetting, BlockTraining,
 from scene_distill.methods.momentum_gs.coarse import render_difference, train_coarse
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.momentum_gs.decoder_training import DecoderClock, DecoderTraining
-from scene_distill.methods.momentum_gs.halo import OWNER, HaloRegion, exchanged
+from scene_distill.methods.momentum_gs.halo import OWNER, HaloRegion, exchanged, stored_owners
 from scene_distill.methods.momentum_gs.merged import FIELDS, MergedCity
 from scene_distill.nets.gaussian_decoder import decoder_from_state
 from scene_distill.representations.anchors import LEARNED, Anchors, anchors_from_points, voxelise
@@ -64,6 +65,7 @@ class MomentumGS:
             raise UserError("--no-share-decoder needs --halo private: only its own decoder can read an anchor")
         self.config, self.scene, self.images = config, scene, images
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._near: dict[int, tuple[int, ...]] = {}
         self.blocks = SceneBlocks(scene, images, config.blocks, config.partition, config.view_threshold, self.device)
         if config.assignment == "render":
             self.blocks.assignment = self._assigned_by_render() if prepared is None else prepared
@@ -139,14 +141,22 @@ class MomentumGS:
         """The blocks that train some of the anchors which this block trains."""
         if self.config.halo == "private":
             return ()
-        mine = self._regions[unit]
-        return tuple(other for other, region in enumerate(self._regions) if other != unit and mine.meets(region))
+        if unit not in self._near:
+            mine = self._regions[unit]
+            meets = (other for other, region in enumerate(self._regions) if other != unit and mine.meets(region))
+            self._near[unit] = tuple(meets)
+        return self._near[unit]
 
-    def exchanged(self, unit: int, state: State, around: Mapping[int, State]) -> State:
+    def exchanged(self, unit: int, state: State, around: Mapping[int, SavedState]) -> State:
         """A block's state with the newest copies of the anchors it shares with its neighbours (`halo`)."""
-        if len(self.partition) > self.config.blocks and around:
-            state, around = self._owned_anew(unit, state), {k: self._owned_anew(k, s) for k, s in around.items()}
-        return exchanged(unit, state, around, self._regions[unit].holds) if around else state
+        was_split = len(self.partition) > self.config.blocks
+        return exchanged(
+            unit, state, around, self._regions[unit].holds, self._owners_anew if was_split else stored_owners
+        )
+
+    def _owners_anew(self, unit: int, state: State) -> Tensor:
+        """Owners of a state's anchors, which may have come to others when a block was split."""
+        return self._owners(unit, state["anchors.positions"])
 
     @cached_property
     def _regions(self) -> tuple[HaloRegion, ...]:
@@ -170,14 +180,12 @@ class MomentumGS:
         self.blocks.split(split)
         self.rounds = split_rounds(self.rounds, split)
         self.__dict__.pop("_regions", None)
+        self._near = {}
 
     def part(self, unit: int, state: State) -> State:
         """What a block takes of a state that was made before it was split."""
-        return self._owned_anew(unit, self.blocks.part(unit, state, ROWS))
-
-    def _owned_anew(self, unit: int, state: State) -> State:
-        """A state whose anchors may have come to other owners when a block was split."""
-        return state | {OWNER: self._owners(unit, state["anchors.positions"])}
+        part = self.blocks.part(unit, state, ROWS)
+        return part | {OWNER: self._owners_anew(unit, part)}
 
     def open(self, unit: int, state: State, visit: Visit, round_: Round) -> BlockTraining:
         """A block ready for one visit."""
@@ -185,13 +193,13 @@ class MomentumGS:
         state = {name: tensor.to(self.device) for name, tensor in state.items()}
         return BlockTraining(self.config, self._setting(unit), state, shared, visit, round_)
 
-    def merge(self, states: Mapping[int, Callable[[], State]]) -> MergedCity:
+    def merge(self, states: Mapping[int, SavedState]) -> MergedCity:
         """One city: of each block the anchors inside its own cell (cells are disjoint, nothing is blended)."""
         kept, blocks, decoders = [], [], []
         for unit in sorted(states):
             state = states[unit]()
-            around = {other: states[other]() for other in self.neighbours(unit)}
-            state = self.exchanged(unit, state, around)
+            around = {other: states[other] for other in self.neighbours(unit)}
+            state = self.exchanged(unit, state, around) if around else state
             anchors = Anchors(*(state[f"anchors.{name}"].cpu() for name in FIELDS))
             mine = anchors.select(self.blocks.owns(unit, anchors.positions))
             kept.append(mine)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from scene_distill.blocks.runtime import SavedState
 from scene_distill.blocks.schedule import Round, Visit, make_schedule
 from scene_distill.blocks.splitting import Split, StateRows
 from scene_distill.blocks.store import State
@@ -110,7 +111,7 @@ class PlainSplats:
         """What a block takes of a state that was made before it was split."""
         return self.blocks.part(unit, state, ROWS)
 
-    def merge(self, states: Mapping[int, Callable[[], State]]) -> MergedSplats:
+    def merge(self, states: Mapping[int, SavedState]) -> MergedSplats:
         """One scene: of each block the splats inside its own cell (cells are disjoint, nothing is blended)."""
         kept, owners = [], []
         for unit in sorted(states):
