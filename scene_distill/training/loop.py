@@ -23,6 +23,7 @@ from scene_distill.data.images import ImageCache
 from scene_distill.data.load import load_scene
 from scene_distill.data.scene import Scene
 from scene_distill.renderers import native
+from scene_distill.training.control import Control
 from scene_distill.training.estimates import Growth
 from scene_distill.training.evaluation import Save, TrainedScene, evaluate, initial_points_psnr
 from scene_distill.training.run_folder import RunFolder
@@ -94,19 +95,33 @@ class Training:
         """Train what is left of the schedule with the help of the other workers, merge, and save the model; returns the
         merged scene. On worker 0; the others call `help_train`."""
         started, left = time.perf_counter(), self.runtime.total_steps - self.runtime.done_steps
-        with telling(self.folder.append, self.runtime.total_steps, self.runtime.done_steps) as telemetry:
+        control = Control(self.folder, self.runtime, self.method)
+        with telling(self.folder.append, self.runtime.total_steps, self.runtime.done_steps) as telemetry, control:
 
             def hear(step: Progress) -> None:
                 telemetry.hear(step)
+                self._log_scores(step)
                 listen(step)
+                control.after_step(step)
 
-            self.runtime.run(hear, committed)
+            def note_commit() -> None:
+                control.committed()
+                committed()
+
+            self.runtime.run(hear, note_commit)
         if left:
-            each = 1000 * (time.perf_counter() - started) / left
-            say(f"trained {left} steps in {time.perf_counter() - started:.0f} s ({each:.0f} ms each)")
+            spent = time.perf_counter() - started - control.waited_s
+            say(f"trained {left} steps in {spent:.0f} s ({1000 * spent / left:.0f} ms each)")
         merged = self.merged()
         merged.save(self.folder.model)
         return merged
+
+    def _log_scores(self, step: Progress) -> None:
+        """In the first step of a round, a line with the shared scoreboard: running PSNR and SSIM of every unit."""
+        scores = getattr(self.method.shared, "scores", None)
+        if scores and step.done_steps == self.runtime.done_steps + len(step.lanes):
+            line = {"scores": {str(unit): list(pair) for unit, pair in sorted(scores.items())}}
+            self.folder.append({"round": step.round, "step": step.done_steps} | line)
 
     def help_train(self) -> None:
         """Train this worker's lanes of what is left; worker 0 does everything else."""
