@@ -12,6 +12,7 @@ COMMANDS = {
     "train": ("scene_distill.cli.train", "train a method on a scene"),
     "eval": ("scene_distill.cli.evaluate", "measure a run on its held-out views"),
     "render": ("scene_distill.cli.render", "write pictures of a run's views"),
+    "view": ("scene_distill.cli.view", "look at a run or a splat file in a browser"),
     "export": ("scene_distill.cli.export", "write a run as a splat file"),
     "doctor": ("scene_distill.cli.doctor", "check this machine, and a data folder"),
     "data": ("scene_distill.cli.data", "make a procedural scene"),
