@@ -36,4 +36,4 @@ def block_colors(count: int) -> Tensor:
     hue = (torch.arange(count).float() * 0.618034 + 0.05) % 1.0
     thirds = torch.tensor([0.0, 2.0 / 3.0, 1.0 / 3.0])
     distance = ((hue[:, None] - thirds + 0.5) % 1.0 - 0.5).abs()
-    return 0.15 + 0.8 * (2.0 - 6.0 * distance).clamp(0.0, 1.0)
+    return 0.36 + 0.56 * (2.0 - 6.0 * distance).clamp(0.0, 1.0)

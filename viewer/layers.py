@@ -33,7 +33,7 @@ LABELS = {
 OF_A_PHOTO = frozenset({"error", "photo"})
 """Layers that show a training photo's view instead of the asked camera."""
 
-BLOCK_TINT = 0.55
+BLOCK_TINT = 0.5
 """How much of a tinted picture's colour is the block's."""
 
 

@@ -130,4 +130,4 @@ class LogFollower:
 
 def _rounded(curve: Curve, most: int = MOST_POINTS) -> list[list[float]]:
     every = -(-len(curve.points) // most) if curve.points else 1
-    return [[round(step, 1), round(value, 5)] for step, value in curve.points[::every]]
+    return [[round(step, 1), float(f"{value:.5g}")] for step, value in curve.points[::every]]
