@@ -1,4 +1,4 @@
-"""Peak memory against the number of blocks: cities of 2, 4, 8 and 16 equal blocks, two lanes.
+"""Peak memory against the number of blocks: cities of 2 to 32 equal blocks, two lanes.
 
     python benchmarks/memory.py [--halo shared]
 
@@ -15,7 +15,7 @@ from campaign import ROOT, Campaign
 
 from scene_distill.data.procedural_city import load_recipe, make_city
 
-GRIDS = {2: (2, 1), 4: (2, 2), 8: (4, 2), 16: (4, 4)}
+GRIDS = {2: (2, 1), 4: (2, 2), 8: (4, 2), 16: (4, 4), 32: (8, 4)}
 
 
 def main() -> None:
@@ -28,11 +28,11 @@ def main() -> None:
         city = ROOT / "outputs" / "memory" / f"city-{blocks}"
         make_city(dataclasses.replace(load_recipe("city_growing"), blocks_x=nx, blocks_y=ny), city)
         arguments = ["momentum-gs", "--data", str(city), "--blocks", str(blocks), "--lanes", "2"]
-        arguments += ["--iterations", "100", "--image-width", "400", "--max-memory", "900MB", "--halo", halo]
+        arguments += ["--iterations", "100", "--image-width", "400", "--max-memory", "1200MB", "--halo", halo]
         report = campaign.run(f"{blocks} blocks", arguments, ROOT / "outputs" / "memory" / f"run-{blocks}-{halo}")
         print(f"{blocks} blocks: peak {report['peak_memory_bytes'] / 1e6:.0f} MB, {report['primitives']} anchors")
     peaks = {k: campaign.results[f"{k} blocks"]["peak_memory_bytes"] for k in GRIDS}
-    print(f"peak at 16 blocks is {peaks[16] / peaks[4]:.3f} times the peak at 4")
+    print(f"peak at 32 blocks is {peaks[32] / peaks[8]:.3f} times the peak at 8")
 
 
 if __name__ == "__main__":

@@ -145,6 +145,10 @@ class Custody:
         for unit in opened:
             self._store.drop(self._newest(unit))
 
+    def leave_ram(self) -> None:
+        """Keep no state in RAM: nothing trains any more, and what comes next needs the room."""
+        self._store.empty()
+
     def fetch_ahead(self, visits: Sequence[Visit], training: Round) -> None:
         """Read the states for coming visits in the background, but those of units that train now."""
         busy, commit, last = {visit.unit for visit in training.visits}, self._commit, self._last

@@ -244,6 +244,7 @@ class Runtime:
                 self.next_round += 1
                 self.seconds += time.perf_counter() - started
                 custody.begin_commit(round_, self._lane_owners(round_), self.method.shared.state(), self.seconds)
+        self._custody.leave_ram()
 
     def states(self) -> dict[int, SavedState]:
         """Every unit's state as of the last commit; units never visited give their first state. Worker 0 can always

@@ -200,6 +200,11 @@ class UnitStore:
             if held is not None and held.written:
                 del self._ram[file]
 
+    def empty(self) -> None:
+        """Drop every state whose file is whole."""
+        with self._lock:
+            self._ram = OrderedDict((file, held) for file, held in self._ram.items() if not held.written)
+
     def fetch(self, entry: Entry) -> None:
         """Read an entry ahead of its use, if the budget has room for it. A damaged file is left for `load` to tell."""
         with self._lock:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from scene_distill.blocks.runtime import ComputedState, SavedState, Shared
+from scene_distill.blocks.runtime import ComputedState, ExchangingMethod, SavedState, Shared
 from scene_distill.blocks.schedule import Visit
 from scene_distill.blocks.splitting import StateRows
 from scene_distill.blocks.store import State, checksum, pack, state_bytes
@@ -159,12 +159,21 @@ class _Probe:
         first_step, last_step = (statistics.fmean(timed.steps_s[: len(early)]) for timed in (first, last))
         event = statistics.fmean(first.steps_s[len(early) :]) - first_step if some else 0.0
         packing, _ = watch.of(lambda: checksum(pack(last.state)))
+        exchange, _ = watch.of(lambda: _exchanged(training, unit, last.state))
         merged = method.merge(_Alone(training, unit, last.state))
         size, rows = state_bytes(last.state), len(last.state[method.rows.positions])
         return _Probe(
-            first_step, last_step, max(event, 0.0), last.rest_s + packing, _view_seconds(training, merged, watch),
+            first_step, last_step, max(event, 0.0), last.rest_s + packing + exchange,
+            _view_seconds(training, merged, watch),
             size, int(size * len(merged) / max(rows, 1)),
         )  # fmt: skip
+
+
+def _exchanged(training: Training, unit: int, state: State) -> None:
+    """What a method that exchanges does when a unit opens; the unit stands in for each of its neighbours."""
+    method = training.method
+    if isinstance(method, ExchangingMethod):
+        method.exchanged(unit, state, {other: ComputedState(lambda: state) for other in method.neighbours(unit)})
 
 
 class _Alone(dict[int, SavedState]):
