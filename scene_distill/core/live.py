@@ -23,8 +23,8 @@ from rich.text import Text
 
 from scene_distill.core.console import console, progress
 
-REDRAWS_PER_SECOND = 2
-"""Drawing takes about 3 ms and holds Python's lock: this often it costs well under 1 % of the time."""
+REDRAWS_PER_SECOND = 1
+"""Drawing takes about 4 ms and holds Python's lock: this often it costs well under 1 % of the time."""
 
 CURVE_WIDTH = 24
 

@@ -3,10 +3,12 @@ points as a floor."""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +22,9 @@ from scene_distill.renderers.splat import Rendering, render
 from scene_distill.representations.splats import Splats
 from scene_distill.training.metrics import measure, psnr, summarise
 from scene_distill.training.seams import SeamMeter
+
+if TYPE_CHECKING:
+    from scene_distill.training.lpips import Lpips
 
 
 class TrainedScene(Protocol):
@@ -78,29 +83,51 @@ class BlockwiseScene(Protocol):
 Save = Callable[[Frame, Rendering, Tensor], None]
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate_views` finds: results (means and deviations over views), per_view (figures by photo name), and the
+    SHA-256 of the photos' names, sizes and pixels as they were compared."""
+
+    results: dict[str, float]
+    per_view: dict[str, dict[str, float]]
+    photos_sha256: str
+
+
 def evaluate(scene: TrainedScene, frames: Sequence[Frame], images: ImageCache,
              save: Save = lambda frame, rendering, photo: None) -> dict[str, float]:  # fmt: skip
+    """The results of `evaluate_views`."""
+    return evaluate_views(scene, frames, images, save).results
+
+
+@torch.no_grad()
+def evaluate_views(
+    scene: TrainedScene, frames: Sequence[Frame], images: ImageCache,
+    save: Save = lambda frame, rendering, photo: None, lpips: Lpips | None = None,
+) -> Evaluation:  # fmt: skip
     """Means and deviations over frames of PSNR and SSIM, raw and colour-corrected, with frames and rays per second; for
-    a scene cut into blocks also `seams.SeamMeter.result`.
+    a scene cut into blocks also `seams.SeamMeter.result`; with ``lpips`` also LPIPS.
 
     ``save`` is called with every frame, its rendering (with depth) and its photo [H, W, 3] in [0, 1].
     """
-    per_image, rays, seconds = [], 0, 0.0
+    per_view: dict[str, dict[str, float]] = {}
+    rays, seconds, digest = 0, 0.0, hashlib.sha256()
     seams = SeamMeter.of(scene.metadata)
     for frame in frames:
-        photo = images.get(frame).to(torch.float32) / 255.0
+        pixels = images.get(frame)
+        digest.update(f"{frame.name}\0{tuple(pixels.shape)}\0".encode() + pixels.cpu().numpy().tobytes())
+        photo = pixels.to(torch.float32) / 255.0
         started = time.perf_counter()
         rendering = scene.render(images.camera(frame), with_depth=True)
         photo = photo.to(rendering.image.device)
         seconds += time.perf_counter() - started
         rays += photo.shape[0] * photo.shape[1]
-        per_image.append(measure(rendering.image, photo))
+        per_view[frame.name] = measure(rendering.image, photo, lpips)
         if seams is not None:
             seams.add(images.camera(frame), rendering, photo)
         save(frame, rendering, photo)
-    figures = summarise(per_image) | {"num_rays_per_sec": rays / seconds, "fps": len(per_image) / seconds}
-    return figures if seams is None else figures | seams.result()
+    figures = summarise(list(per_view.values())) | {"num_rays_per_sec": rays / seconds, "fps": len(frames) / seconds}
+    figures |= {} if seams is None else seams.result()
+    return Evaluation(figures, per_view, digest.hexdigest())
 
 
 @torch.no_grad()
@@ -122,6 +149,9 @@ def summary(report: dict[str, Any]) -> str:
     kind = "held-out" if report["views_are_held_out"] else "training"
     return (
         f"{report['views']} {kind} views: PSNR {r['psnr']:.2f} dB raw ({r['psnr_corrected']:.2f} colour-corrected), "
-        f"SSIM {r['ssim']:.3f} raw ({r['ssim_corrected']:.3f}); initial points {report['initial_points_psnr']:.2f} dB"
+        f"SSIM {r['ssim']:.3f} raw ({r['ssim_corrected']:.3f}); "
+        + (f"LPIPS ({report['lpips']['network']}) {r['lpips']:.3f} raw, " if "lpips" in r else "")
+        + (f"{r['lpips_corrected']:.3f} corrected; " if "lpips" in r else "")
+        + f"initial points {report['initial_points_psnr']:.2f} dB"
         + (f"; seam ratio {r['seam_ratio']:.3f}" if "seam_ratio" in r else "")
     )

@@ -18,17 +18,21 @@ from scene_distill.core import memory
 from scene_distill.core.configs import RunConfig
 from scene_distill.core.console import progress, say
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import write_json
 from scene_distill.data.images import ImageCache
 from scene_distill.data.load import load_scene
 from scene_distill.data.scene import Scene
 from scene_distill.renderers import native
 from scene_distill.training.control import Control
 from scene_distill.training.estimates import Growth
-from scene_distill.training.evaluation import Save, TrainedScene, evaluate, initial_points_psnr
+from scene_distill.training.evaluation import Save, TrainedScene
+from scene_distill.training.provenance import made_by
+from scene_distill.training.report import Measured, report_run
 from scene_distill.training.run_folder import RunFolder
 from scene_distill.training.scene_blocks import SceneBlocks
 from scene_distill.training.telemetry import telling
+
+LIBRARIES_BYTES = 100 * 10**6
+"""What libraries still take when training has begun, and what is decoded and copied beside the units in work."""
 
 IMAGES_SHARE = 0.5
 """Part of the memory left beside the working set that photos may fill; the rest keeps evicted blocks in RAM."""
@@ -133,9 +137,10 @@ class Training:
 
     def evaluate(self, merged: TrainedScene, save: Save = lambda frame, rendering, photo: None) -> dict[str, Any]:
         """Metrics on the held-out views, written to metrics.json."""
-        return evaluate_run(self.method_name, self.folder, merged, self.scene, self.images, save, {
+        run = Measured(self.method_name, self.config, self.folder, merged, self.scene, self.images)
+        return report_run(run, save, {
             "seconds": self.runtime.seconds, "steps": self.runtime.total_steps,
-            "peak_memory_bytes": memory.peak_rss_bytes(),
+            "peak_memory_bytes": memory.peak_rss_bytes(), "trained": made_by(),
         })  # fmt: skip
 
 
@@ -211,7 +216,7 @@ def default_folder(config: RunConfig, method_name: str) -> Path:
 
 def _spare_bytes(config: RunConfig, working_set: int) -> int:
     budget = memory.parse_bytes(config.max_memory)
-    need = memory.rss_bytes() + working_set
+    need = memory.rss_bytes() + LIBRARIES_BYTES + working_set
     if need > budget:
         raise UserError(
             f"--max-memory {config.max_memory} is too small: {min(config.lanes, config.blocks)} lanes need about "
@@ -219,24 +224,3 @@ def _spare_bytes(config: RunConfig, working_set: int) -> int:
             "or a --max-block-memory above which blocks are split"
         )
     return budget - need
-
-
-def evaluate_run(method_name: str, folder: RunFolder, merged: TrainedScene, scene: Scene, images: ImageCache,
-                 save: Save, extra: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
-    """Metrics of a merged scene on the held-out views (on all views when none are held out), written to
-    metrics.json."""
-    frames = scene.test_frames or scene.frames
-    results = evaluate(merged, frames, images, save)
-    report = {
-        "experiment_name": folder.path.name,
-        "method_name": method_name,
-        "checkpoint": str(folder.model.name),
-        "results": results,
-        "views": len(frames),
-        "views_are_held_out": bool(scene.test_frames),
-        "image_width": images.camera(frames[0]).width,
-        "initial_points_psnr": initial_points_psnr(scene, frames, images),
-        "primitives": len(merged),
-    } | extra
-    write_json(folder.metrics, report)
-    return report

@@ -1,6 +1,6 @@
 """Image metrics, raw first: PSNR, SSIM, and both again after the colour correction that published city tables use.
 
-Images are [H, W, 3] in [0, 1] on any device; float32 or float64. LPIPS is not here: it needs network weights, and no
+Images are [H, W, 3] in [0, 1] on any device; float32 or float64. LPIPS is in `lpips`: it needs network weights, and no
 other number may stand under its name.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -105,16 +105,20 @@ def shrink_psnr(photo: Tensor, factor: int = 8) -> float:
     return psnr(enlarged[0].permute(1, 2, 0).clamp(0.0, 1.0), photo)
 
 
-def measure(render: Tensor, photo: Tensor) -> dict[str, float]:
-    """Metrics of one render (clipped to [0, 1]) against its photo: psnr, ssim, then both after `color_correct`."""
+def measure(render: Tensor, photo: Tensor, lpips: Callable[[Tensor, Tensor], float] | None = None) -> dict[str, float]:
+    """Metrics of one render (clipped to [0, 1]) against its photo: psnr, ssim, then both after `color_correct`; lpips
+    and lpips_corrected where a network is given."""
     clipped = render.clamp(0.0, 1.0)
     corrected = color_correct(clipped, photo)
-    return {
+    found = {
         "psnr": psnr(clipped, photo),
         "ssim": float(ssim(clipped, photo)),
         "psnr_corrected": psnr(corrected, photo),
         "ssim_corrected": float(ssim(corrected, photo)),
     }
+    if lpips is not None:
+        found |= {"lpips": lpips(clipped, photo), "lpips_corrected": lpips(corrected, photo)}
+    return found
 
 
 def summarise(per_image: Sequence[Mapping[str, float]]) -> dict[str, float]:

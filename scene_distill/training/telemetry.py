@@ -29,7 +29,7 @@ from scene_distill.core.stages import REST, StageClock, clocked
 TELL_EVERY_S = 1.0
 """Seconds between lines with PSNR, stages and memory."""
 
-PSNR_SHARE = 0.004
+PSNR_SHARE = 0.002
 """Largest share of the time that measuring PSNR of training views may take."""
 
 SMOOTH = 0.9
