@@ -34,10 +34,9 @@ SETTINGS: dict[str, list[str]] = HEADLINE | {
     "one block": ["--blocks", "1"],
     "no teacher": ["--consistency", "0"],
     "private halo": ["--halo", "private"],
+    "seam finish": ["--halo", "private", "--seam-finish", "0.2"],
     "no block weights": ["--weighting", "none"],
-    "one lane": ["--lanes", "1"],
     "sigma_w 3": ["--weighting-sigma", "3"],
-    "lambda_c 10": ["--consistency", "10"],
     "lambda_c 100": ["--consistency", "100"],
     "paper's rates": PAPER_RATES,
     "teacher per visit": ["--teacher-clock", "visit"],
@@ -48,6 +47,7 @@ SETTINGS: dict[str, list[str]] = HEADLINE | {
     "distance inputs": ["--add-opacity-dist", "--add-cov-dist", "--add-color-dist"],
     "feature bank": ["--use-feat-bank"],
     "appearance vectors": ["--appearance-dim", "16"],
+    "level of detail": ["--level-of-detail", "0.25"],
 }
 """At most 20, each the defaults with the flags given here."""
 

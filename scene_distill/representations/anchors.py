@@ -8,6 +8,7 @@ learning rate of zero).
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -27,31 +28,52 @@ LEARNED = ("offsets", "features", "log_scales")
 @dataclass(frozen=True, eq=False)
 class Anchors:
     """A anchors: positions [A, 3] metres, offsets [A, 10, 3] (in units of exp(log_scales[:, :3])), features [A, 32],
-    log_scales [A, 6] (log metres)."""
+    log_scales [A, 6] (log metres); where far anchors give way to coarser ones also their levels [A] (`levels`)."""
 
     positions: Tensor
     offsets: Tensor
     features: Tensor
     log_scales: Tensor
+    levels: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields by name, those that there are."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+
+    @staticmethod
+    def of_state(state: Mapping[str, Tensor]) -> Anchors:
+        """The anchors whose fields a state holds as 'anchors.<name>'."""
+        names = (f.name for f in fields(Anchors))
+        return Anchors(**{name: state[f"anchors.{name}"] for name in names if f"anchors.{name}" in state})
+
+    def state(self) -> dict[str, Tensor]:
+        """The fields as 'anchors.<name>'."""
+        return {f"anchors.{name}": tensor for name, tensor in self.tensors().items()}
 
     def __len__(self) -> int:
         return self.positions.shape[0]
 
     def select(self, rows: Tensor) -> Anchors:
         """The anchors of a boolean mask [A] or of indices."""
-        return Anchors(*(getattr(self, field.name)[rows] for field in fields(self)))
+        return Anchors(**{name: tensor[rows] for name, tensor in self.tensors().items()})
 
     def to(self, device: torch.device | str) -> Anchors:
         """The same values on a device."""
-        return Anchors(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return Anchors(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def append(self, other: Anchors) -> Anchors:
         """Both, this one's rows first."""
-        return Anchors(*(torch.cat([getattr(self, f.name), getattr(other, f.name)]) for f in fields(self)))
+        return Anchors.cat([self, other])
+
+    @staticmethod
+    def cat(parts: Sequence[Anchors]) -> Anchors:
+        """All anchors of one or more parts, in their order; all have levels or none."""
+        named = [part.tensors() for part in parts]
+        return Anchors(**{name: torch.cat([tensors[name] for tensors in named]) for name in named[0]})
 
     def detach(self) -> Anchors:
         """The same values without history."""
-        return Anchors(*(getattr(self, field.name).detach() for field in fields(self)))
+        return Anchors(**{name: tensor.detach() for name, tensor in self.tensors().items()})
 
     def trainable(self) -> Anchors:
         """The same values as fresh leaves that take gradients (positions do not)."""

@@ -16,13 +16,16 @@ from scene_distill.core.cameras import Camera
 from scene_distill.core.gaussians import Gaussians
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.momentum_gs.decoder_training import DecoderClock, DecoderTraining
+from scene_distill.methods.momentum_gs.far_views import detail_of, octaves_of_step, seen_from_afar
 from scene_distill.methods.momentum_gs.halo import OWNER, STAMP, STEPS, first_halo
+from scene_distill.methods.momentum_gs.seam_finish import phase_after
 from scene_distill.objectives import momentum, photometric
 from scene_distill.renderers.anchors import decode
 from scene_distill.renderers.splat import Rendering, render
 from scene_distill.representations import densification
 from scene_distill.representations.anchors import LEARNED, Anchors
 from scene_distill.representations.densification import GrowthRules, GrowthStatistics
+from scene_distill.representations.levels import faded
 from scene_distill.training.metrics import psnr
 from scene_distill.training.optimisers import AdamMoments, log_linear
 from scene_distill.training.scene_blocks import View, view_of_step
@@ -49,7 +52,8 @@ class BlockTraining:
     def __init__(self, config: MomentumGSConfig, setting: BlockSetting, state: State, decoder: DecoderTraining | None,
                  visit: Visit, round_: Round) -> None:  # fmt: skip
         self.config, self.setting, self.visit = config, setting, visit
-        self.anchors = Anchors(*(state[f"anchors.{n}"] for n in ("positions", "offsets", "features", "log_scales")))
+        self.anchors = Anchors.of_state(state)
+        self.detail = detail_of(config, setting.spacing)
         self.moments = {name: AdamMoments.from_state(state, f"moments.{name}") for name in LEARNED}
         self.statistics = GrowthStatistics(
             *(state[f"growth.{n}"] for n in ("opacity", "views", "gradient", "slot_views"))
@@ -73,14 +77,16 @@ class BlockTraining:
         if not self.shares:
             self.decoder.begin_step(step, False)
         view = view_of_step(self.setting.views, step, self.config.seed, "views", self.setting.unit)
+        octaves = octaves_of_step(step, view.camera) if self.detail is not None else 0
+        view = seen_from_afar(view, octaves)
         photo = view.photo()
         anchors, student = self.anchors.trainable(), self.decoder.student
         drawing = student.in_view(view.index)
-        visible = anchors.visible(view.camera)
+        visible, weights = self._drawn(anchors, view.camera)
         gradients, log = None, {"anchors": float(len(anchors)), "visible": float(len(visible))}
         if len(visible):
             gaussians = decode(anchors, drawing, visible, view.camera)
-            rendering = render(gaussians, view.camera)
+            rendering = render(faded(gaussians, weights), view.camera)
             rendering.means2d.retain_grad()
             image = photometric.exposed(rendering.image, photo, self.config.exposure)
             loss, numbers = self._reconstruction(image, photo, gaussians)
@@ -91,7 +97,8 @@ class BlockTraining:
             loss.backward()
             log |= numbers
             self._step_anchors(anchors, visible, step)
-            self._observe(visible, gaussians, rendering, view.camera)
+            if octaves == 0:
+                self._observe(visible, gaussians, rendering, view.camera)
             gradients = _take_gradients(student.weights)
             if not self.shares:
                 self.decoder.apply(gradients, step)
@@ -101,8 +108,7 @@ class BlockTraining:
     def close(self) -> tuple[State, dict[str, float]]:
         """The block's state, and its PSNR and SSIM on every tenth of its own views (spec momentum_gs.md, section
         3.4)."""
-        names = ("positions", "offsets", "features", "log_scales")
-        state: State = {f"anchors.{name}": getattr(self.anchors, name) for name in names}
+        state: State = self.anchors.state()
         for name, moments in self.moments.items():
             state |= moments.state(f"moments.{name}")
         names = ("opacity", "views", "gradient", "slot_views")
@@ -112,7 +118,7 @@ class BlockTraining:
         state |= {OWNER: self.owner, STAMP: stamp, STEPS: torch.where(drawn, self.drawn, self.steps)}
         if not self.shares:
             return state | self.decoder.state(), {}
-        return state, self._scores()
+        return state | phase_after(self.config, self.visit), self._scores()
 
     def _reconstruction(self, image: Tensor, photo: Tensor, gaussians: Gaussians) -> tuple[Tensor, dict[str, float]]:
         config, drawn = self.config, gaussians.opacities > 0
@@ -165,7 +171,7 @@ class BlockTraining:
         mine = self.owner == self.setting.unit
         rules = replace(self.setting.rules, max_anchors=self.setting.rules.max_anchors + int((~mine).sum()))
         generator = seeds.torch_generator(config.seed, "growth", self.setting.unit, step)
-        added = densification.new_anchors(self.anchors, self.statistics, rules, generator)
+        added = self._new_anchors(rules, generator)
         added = added.select(self.setting.owns(added.positions))
         keep = ~(densification.to_remove(self.statistics, rules) & mine)
         densification.forget_judged(self.statistics, rules, mine)
@@ -176,6 +182,20 @@ class BlockTraining:
         self.anchors = replace(self.anchors, log_scales=sizes)
         self.moments = {name: moments.select(keep, len(added)) for name, moments in self.moments.items()}
         self.statistics = self.statistics.rows(keep, len(added))
+
+    def _new_anchors(self, rules: GrowthRules, generator: torch.Generator) -> Anchors:
+        """What an event grows; anchors that stand in for others at a distance neither grow nor take up room."""
+        if self.detail is None:
+            return densification.new_anchors(self.anchors, self.statistics, rules, generator)
+        assert self.anchors.levels is not None
+        near = self.anchors.levels < 0.5
+        anchors = replace(self.anchors.select(near), levels=None)
+        added = densification.new_anchors(anchors, self.statistics.rows(near, 0), rules, generator)
+        return replace(added, levels=self.detail.of_cells(added.log_scales[:, 0].exp()))
+
+    def _drawn(self, anchors: Anchors, camera: Camera) -> tuple[Tensor, Tensor | None]:
+        """Rows of the anchors that a camera draws, and the weights of their opacities where far anchors give way."""
+        return (anchors.visible(camera), None) if self.detail is None else self.detail.drawn(anchors, camera)
 
     def _follow_halo(self, keep: Tensor, added: int) -> None:
         """Drop and append rows of the halo's bookkeeping: what grows is the block's own, and trained in this visit."""
@@ -190,8 +210,9 @@ class BlockTraining:
     def _scores(self) -> dict[str, float]:
         measured = []
         for view in self.setting.views[::10]:
-            visible = self.anchors.visible(view.camera)
-            image = render(decode(self.anchors, self.decoder.student, visible, view.camera), view.camera).image
+            visible, weights = self._drawn(self.anchors, view.camera)
+            gaussians = decode(self.anchors, self.decoder.student, visible, view.camera)
+            image = render(faded(gaussians, weights), view.camera).image
             photo = view.photo()
             ssim = photometric.reconstruction(image, photo, self.config.dssim)[2]
             measured.append((psnr(image.clamp(0, 1), photo), float(ssim)))
@@ -223,7 +244,7 @@ def _is_event(step: int, config: MomentumGSConfig) -> bool:
 
 def first_block_state(anchors: Anchors, owner: Tensor) -> State:
     """The state of a block before its first visit, with the block that owns each anchor [A]."""
-    state: State = {f"anchors.{n}": getattr(anchors, n) for n in ("positions", "offsets", "features", "log_scales")}
+    state: State = anchors.state()
     for name in LEARNED:
         state |= AdamMoments.zeros_like(getattr(anchors, name)).state(f"moments.{name}")
     statistics = GrowthStatistics.zeros(len(anchors))

@@ -33,6 +33,12 @@ class MomentumGSConfig(RunConfig):
     halo: Literal["shared", "private"] = "shared"
     """Anchors outside a block's cell that its views show: 'shared' trains the owner's anchors; 'private' is the
     paper's: copies of the block's own that the merge throws away."""
+    seam_finish: float = 0.0
+    """With a private halo: blocks train what lies around their borders jointly in this last fraction of their steps
+    (not in the paper; 0: never)."""
+    level_of_detail: float = 0.0
+    """Far anchors whose voxel is smaller than this many pixels in a view are not drawn; coarser ones stand in for them
+    (not in the paper; 0: all are drawn at any distance)."""
     share_decoder: bool = True
     """One decoder for all blocks; False trains independent blocks, each with its own."""
     block_order: Literal["interleaved", "cost", "contiguous"] = "interleaved"

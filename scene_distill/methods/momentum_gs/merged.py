@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,10 @@ from scene_distill.nets.gaussian_decoder import GaussianDecoder, decoder_from_st
 from scene_distill.renderers.anchors import decode
 from scene_distill.renderers.splat import Rendering, render
 from scene_distill.representations.anchors import Anchors
+from scene_distill.representations.levels import LevelOfDetail, faded
 
 TINT = 0.4
 """How much of a tinted picture's colour is the block's."""
-
-FIELDS = ("positions", "offsets", "features", "log_scales")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,18 @@ class MergedCity:
         decoders = tuple(decoder.to(device) for decoder in self.decoders)
         return replace(self, anchors=self.anchors.to(device), block=self.block.to(device), decoders=decoders)
 
+    @cached_property
+    def detail(self) -> LevelOfDetail | None:
+        """How far anchors give way to coarser ones; None: they do not."""
+        return LevelOfDetail.from_metadata(self.metadata)
+
+    def drawn(self, camera: Camera) -> tuple[Tensor, Tensor | None]:
+        """Rows of the anchors that a camera of the training frame draws, and the weights of their opacities where far
+        anchors give way to coarser ones."""
+        if self.detail is None:
+            return self.anchors.visible(camera), None
+        return self.detail.drawn(self.anchors, camera)
+
     @property
     def anchor_positions(self) -> Tensor:
         """Positions [A, 3] of the anchors in the training frame."""
@@ -58,12 +70,12 @@ class MergedCity:
     def gaussians(self, camera: Camera, blocks: frozenset[int] | None = None) -> Gaussians:
         """The Gaussians that a world camera sees, in the training frame; of some blocks only when given."""
         local = camera.moved(self.origin)
-        visible = self.anchors.visible(local)
+        visible, weights = self.drawn(local)
         if blocks is not None:
-            visible = visible[
-                torch.isin(self.block[visible], torch.tensor(sorted(blocks), dtype=torch.int32, device=visible.device))
-            ]
-        return self._decode(visible, local)
+            wanted = torch.tensor(sorted(blocks), dtype=torch.int32, device=visible.device)
+            theirs = torch.isin(self.block[visible], wanted)
+            visible, weights = visible[theirs], None if weights is None else weights[theirs]
+        return faded(self._decode(visible, local), weights)
 
     @torch.no_grad()
     def render(self, camera: Camera, *, blocks: frozenset[int] | None = None, with_depth: bool = False) -> Rendering:
@@ -87,8 +99,8 @@ class MergedCity:
     def render_tinted(self, camera: Camera) -> Rendering:
         """`render`, with depth, and the anchors of every block in a tint of their own."""
         local = camera.moved(self.origin)
-        visible = self.anchors.visible(local)
-        gaussians = self._decode(visible, local)
+        visible, weights = self.drawn(local)
+        gaussians = faded(self._decode(visible, local), weights)
         tints = block_tints(self.block[visible]).repeat_interleave(ANCHOR_SLOTS, dim=0)
         tinted = torch.lerp(gaussians.features, tints.to(gaussians.features), TINT)
         return render(replace(gaussians, features=tinted), local, with_depth=True)
@@ -96,10 +108,12 @@ class MergedCity:
     @torch.no_grad()
     def slots(self, camera_center: np.ndarray, rows: Tensor) -> Gaussians:
         """All slots of the anchors ``rows`` as seen from a position [3], both in the training frame, anchor by
-        anchor."""
+        anchor. Those that stand in for others at a distance are transparent: standard splats are those of near views.
+        """
         pose = np.eye(4)
         pose[:3, 3] = -np.asarray(camera_center)
-        return self._decode(rows, Camera(1, 1, 1.0, 1.0, 0.5, 0.5, pose))
+        gaussians = self._decode(rows, Camera(1, 1, 1.0, 1.0, 0.5, 0.5, pose))
+        return gaussians if self.anchors.levels is None else faded(gaussians, (self.anchors.levels[rows] < 0.5).float())
 
     def _decode(self, rows: Tensor, camera: Camera) -> Gaussians:
         """The slots of anchors ``rows`` in their order, each decoded by the decoder of its block."""
@@ -137,7 +151,7 @@ class MergedCity:
         """The city whose tensors have the names that `save` gives them."""
         count = len({name.split(".")[0] for name in tensors if name.startswith("decoder")})
         return MergedCity(
-            Anchors(*(tensors[f"anchors.{name}"] for name in FIELDS)),
+            Anchors.of_state(tensors),
             tensors["block"],
             tuple(decoder_from_state(tensors, f"decoder{index}") for index in range(count)),
             tensors["origin"].numpy(),
@@ -146,7 +160,7 @@ class MergedCity:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by the names in the file."""
-        named = {f"anchors.{name}": getattr(self.anchors, name) for name in FIELDS}
+        named = self.anchors.state()
         named |= {"block": self.block, "origin": torch.as_tensor(self.origin, dtype=torch.float64)}
         for index, decoder in enumerate(self.decoders):
             named |= decoder.state(f"decoder{index}")

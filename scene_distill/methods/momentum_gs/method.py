@@ -22,15 +22,18 @@ from scene_distill.blocks.store import State
 from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Scene
+from scene_distill.methods.momentum_gs import seam_finish
 from scene_distill.methods.momentum_gs.block import BlockSetting, BlockTraining, first_block_state
 from scene_distill.methods.momentum_gs.coarse import render_difference, train_coarse
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.momentum_gs.decoder_training import DecoderClock, DecoderTraining
+from scene_distill.methods.momentum_gs.far_views import detail_of
 from scene_distill.methods.momentum_gs.halo import OWNER, HaloRegion, exchanged, stored_owners
-from scene_distill.methods.momentum_gs.merged import FIELDS, MergedCity
+from scene_distill.methods.momentum_gs.merged import MergedCity
 from scene_distill.nets.gaussian_decoder import decoder_from_state
 from scene_distill.representations.anchors import LEARNED, Anchors, anchors_from_points, voxelise
 from scene_distill.representations.densification import GrowthRules
+from scene_distill.representations.levels import CoarserVoxels
 from scene_distill.training.estimates import Growth
 from scene_distill.training.scene_blocks import SceneBlocks
 
@@ -63,10 +66,12 @@ class MomentumGS:
     ) -> None:
         if config.halo == "shared" and not config.share_decoder:
             raise UserError("--no-share-decoder needs --halo private: only its own decoder can read an anchor")
+        seam_finish.check(config)
         self.config, self.scene, self.images = config, scene, images
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._near: dict[int, tuple[int, ...]] = {}
         self.blocks = SceneBlocks(scene, images, config.blocks, config.partition, config.view_threshold, self.device)
+        self.detail = detail_of(config, self.blocks.spacing)
         if config.assignment == "render":
             self.blocks.assignment = self._assigned_by_render() if prepared is None else prepared
         self.rounds = make_schedule(config.blocks, config.lanes, config.iterations, config.visits, config.seed)
@@ -102,7 +107,14 @@ class MomentumGS:
         """The paper's assignment, by the renders of a coarse model of the whole scene."""
         config = self.config
         coarse = replace(
-            config, blocks=1, lanes=1, iterations=config.coarse_iterations, consistency=0.0, assignment="points"
+            config,
+            blocks=1,
+            lanes=1,
+            iterations=config.coarse_iterations,
+            consistency=0.0,
+            assignment="points",
+            seam_finish=0.0,
+            level_of_detail=0.0,
         )
         whole = MomentumGS(coarse, self.scene, self.images)
         difference = render_difference(whole, train_coarse(whole), self.partition)
@@ -115,13 +127,13 @@ class MomentumGS:
         ids = self.blocks.first_points(unit)
         size = self.blocks.spacing * self.config.points_per_voxel
         points, colors = voxelise(self.scene.points[ids] - self.blocks.origin, self.scene.colors[ids] / 255.0, size)
-        picture = self.config.start == "picture"
         anchors = anchors_from_points(
-            torch.from_numpy(points).float(), torch.from_numpy(colors).float(),
-            spread=0.3 if picture else 0.0, color_init=picture, seed_parts=(self.config.seed, unit),
-        )  # fmt: skip
+            torch.from_numpy(points).float(), torch.from_numpy(colors).float(), **self._start(unit)
+        )
+        if self.detail is not None:
+            anchors = self._with_stand_ins(anchors, ids, unit)
         anchors.log_scales[:, 3:].clamp_(max=math.log(self._rules(unit).max_size))
-        state = first_block_state(anchors, self._owners(unit, anchors.positions))
+        state = first_block_state(anchors, self._owners(unit, anchors.positions)) | seam_finish.first_phase(self.config)
         if not self.config.share_decoder:
             setting = self._setting(unit)
             decoder = DecoderTraining(
@@ -130,16 +142,35 @@ class MomentumGS:
             state |= decoder.state()
         return state
 
+    def _start(self, unit: int) -> dict[str, Any]:
+        """How the anchors of a block start, as `anchors_from_points` takes it."""
+        picture = self.config.start == "picture"
+        return {"spread": 0.3 if picture else 0.0, "color_init": picture, "seed_parts": (self.config.seed, unit)}
+
+    def _with_stand_ins(self, anchors: Anchors, ids: np.ndarray, unit: int) -> Anchors:
+        """Anchors of level 0 with the coarser ones of the points ``ids``."""
+        fine = replace(anchors, levels=torch.zeros(len(anchors)))
+        return fine.append(self._coarser_voxels.anchors(ids, **self._start(unit)))
+
+    @cached_property
+    def _coarser_voxels(self) -> CoarserVoxels:
+        assert self.detail is not None
+        return CoarserVoxels(self.scene.points - self.blocks.origin, self.scene.colors / 255.0, self.detail.edge)
+
     def _owners(self, unit: int, positions: Tensor) -> Tensor:
         """The block that owns each of a block's anchors [A], int32; with a private halo all are its own."""
         if self.config.halo == "private":
             return torch.full((len(positions),), unit, dtype=torch.int32)
+        return self._cells_of(positions)
+
+    def _cells_of(self, positions: Tensor) -> Tensor:
+        """The block in whose cell each position lies [A], int32."""
         owners = self.partition.owner(positions.double().cpu().numpy() + self.blocks.origin)
         return torch.from_numpy(owners).to(positions.device, torch.int32)
 
     def neighbours(self, unit: int) -> tuple[int, ...]:
         """The blocks that train some of the anchors which this block trains."""
-        if self.config.halo == "private":
+        if self.config.halo == "private" and self.config.seam_finish == 0:
             return ()
         if unit not in self._near:
             mine = self._regions[unit]
@@ -149,6 +180,9 @@ class MomentumGS:
 
     def exchanged(self, unit: int, state: State, around: Mapping[int, SavedState]) -> State:
         """A block's state with the newest copies of the anchors it shares with its neighbours (`halo`)."""
+        if self.config.seam_finish > 0:
+            return seam_finish.opened(unit, state, around, self._regions[unit].holds,
+                                      lambda _, light: self._cells_of(light["anchors.positions"]))  # fmt: skip
         was_split = len(self.partition) > self.config.blocks
         return exchanged(
             unit, state, around, self._regions[unit].holds, self._owners_anew if was_split else stored_owners
@@ -200,18 +234,19 @@ class MomentumGS:
             state = states[unit]()
             around = {other: states[other] for other in self.neighbours(unit)}
             state = self.exchanged(unit, state, around) if around else state
-            anchors = Anchors(*(state[f"anchors.{name}"].cpu() for name in FIELDS))
+            anchors = Anchors.of_state(state).to("cpu")
             mine = anchors.select(self.blocks.owns(unit, anchors.positions))
             kept.append(mine)
             blocks.append(torch.full((len(mine),), unit, dtype=torch.int32))
             if not self.config.share_decoder:
                 decoders.append(decoder_from_state(state, "student"))
         shared = (self.shared.student.copy(),) if self.config.share_decoder else tuple(decoders)
-        fields = (torch.cat([getattr(part, name) for part in kept]) for name in FIELDS)
         metadata = {"blocks": self.partition.to_dict(), "up": self.scene.up.tolist()} | self.scene.metadata
+        if self.detail is not None:
+            metadata["level_of_detail"] = self.detail.to_dict()
         if self.config.appearance_dim > 0:
             metadata["appearance_views"] = [frame.name for frame in self.scene.train_frames]
-        city = MergedCity(Anchors(*fields), torch.cat(blocks), shared, self.blocks.origin, metadata)
+        city = MergedCity(Anchors.cat(kept), torch.cat(blocks), shared, self.blocks.origin, metadata)
         return city.to(self.device)
 
     def _setting(self, unit: int) -> BlockSetting:
