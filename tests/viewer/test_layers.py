@@ -140,9 +140,9 @@ def test_the_nearest_frame_is_the_one_that_looks_the_same_way(session):
     for index in (0, 7, 15):
         assert nearest_frame(session.frames, session.frames[index].camera) == index
     camera = session.frames[3].camera
-    moved = replace(camera, cam_from_world=look_at(camera.center + 0.5, camera.center + camera.cam_from_world[2, :3] * 9,
-                                                   -camera.cam_from_world[1, :3]))  # fmt: skip
-    assert nearest_frame(session.frames, moved) == 3
+    ahead, above = camera.center + 9 * camera.cam_from_world[2, :3], -camera.cam_from_world[1, :3]
+    pose = look_at(camera.center + 0.5, ahead, above)
+    assert nearest_frame(session.frames, replace(camera, cam_from_world=pose)) == 3
 
 
 def test_principal_colours_fill_the_range_and_do_not_depend_on_the_sign_of_features():
@@ -158,6 +158,5 @@ def test_colour_maps_change_lightness_in_one_direction(name):
     luma = colors @ torch.tensor([0.299, 0.587, 0.114])
     steps = luma.diff()
     assert (steps >= -1e-6).all() or (steps <= 1e-6).all()
-    assert torch.equal(colors[0], torch.tensor(TABLES[name][0])) and torch.equal(
-        colors[-1], torch.tensor(TABLES[name][-1])
-    )
+    table = torch.tensor(TABLES[name])
+    assert torch.equal(colors[0], table[0]) and torch.equal(colors[-1], table[-1])

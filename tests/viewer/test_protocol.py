@@ -1,5 +1,6 @@
 """Messages from a browser: good ones become requests, anything else one sentence."""
 
+import contextlib
 import json
 import math
 
@@ -42,13 +43,16 @@ BAD = [
     message(type="sing"), message(type=["render"]), message(camera=None), message(camera=CAMERA | {"width": 0}),
     message(camera=CAMERA | {"width": 4096, "height": 4096}), message(camera=CAMERA | {"width": 64.5}),
     message(camera=CAMERA | {"pose": POSE[:15]}), message(camera=CAMERA | {"pose": [1] * 16}),
-    message(camera=CAMERA | {"pose": TURNED}), message(camera=CAMERA | {"fov": 0}), message(camera=CAMERA | {"fov": True}),
+    message(camera=CAMERA | {"pose": TURNED}), message(camera=CAMERA | {"fov": 0}),
+    message(camera=CAMERA | {"fov": True}),
     message(camera=CAMERA | {"pose": [*POSE[:3], 1e300, *POSE[4:]]}), message(layers=[]), message(layers=["rgb"] * 3),
     message(layers=["secrets"]), message(layers="rgb"), message(blocks=["a"]), message(blocks=[2**40]),
     message(crop=[1, 1, 1, 0, 0, 0]), message(crop=[0] * 5), message(gain=0), message(gain="4"),
     message(depth_range=[5, 1]), message(quality=101), message(id=-1), message(id="1"),
-    message(type="pick", x=64, y=0), message(type="pick", x=0, y=-1), message(type="pick", x=0, y=0, purpose="p" * 99),
-    {"type": "path", "keyframes": [CAMERA], "seconds": 1}, {"type": "path", "keyframes": [CAMERA] * 2, "seconds": 600, "fps": 60},
+    message(type="pick", x=64, y=0), message(type="pick", x=0, y=-1),
+    message(type="pick", x=0, y=0, purpose="p" * 99),
+    {"type": "path", "keyframes": [CAMERA], "seconds": 1},
+    {"type": "path", "keyframes": [CAMERA] * 2, "seconds": 600, "fps": 60},
     {"type": "path", "keyframes": [CAMERA, CAMERA | {"width": 65}], "seconds": 1},
     {"type": "steer", "command": "rm -rf"}, {"type": "steer"}, {}, [], 3, None, "render",
 ]  # fmt: skip
@@ -80,14 +84,9 @@ JSON = st.recursive(
 
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(["render", "pick", "path", "steer", "cancel"]), st.sampled_from(
-    ["camera", "layers", "blocks", "crop", "gain", "depth_range", "quality", "id", "keyframes", "seconds", "command", "x"]
+    ["camera", "layers", "blocks", "crop", "gain", "depth_range", "quality", "id", "keyframes", "seconds", "x"]
 ), JSON)  # fmt: skip
 def test_any_field_may_hold_anything(kind, field, value):
-    try:
-        parse(
-            json.dumps(
-                message(type=kind, x=1, y=1, keyframes=[CAMERA] * 2, seconds=1, command="pause") | {field: value}
-            )
-        )
-    except UserError:
-        pass
+    whole = message(type=kind, x=1, y=1, keyframes=[CAMERA] * 2, seconds=1, command="pause")
+    with contextlib.suppress(UserError):
+        parse(json.dumps(whole | {field: value}))

@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import struct
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -36,13 +37,14 @@ def page(viewer, target: str, **headers) -> tuple[int, bytes, dict]:
 
 class Browser:
     def __init__(self, viewer, **options) -> None:
-        self.socket = connect(viewer.url.replace("http", "ws") + "/ws", max_size=None, **options)
+        self._open = connect(viewer.url.replace("http", "ws") + "/ws", max_size=None, **options)
+        self.socket = self._open.__enter__()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self.socket.close()
+        self._open.__exit__(*error)
 
     def send(self, message) -> None:
         self.socket.send(message if isinstance(message, (str, bytes)) else json.dumps(message))
@@ -165,7 +167,8 @@ def test_the_client_and_the_photos_are_served_from_this_port_alone(viewer):
 
 @pytest.mark.parametrize("raw", [
     b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"\x16\x03\x01\x02\x00" + b"\x00" * 300,
-    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
+    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 1000 + b"\r\n",
     b"GET / HTTP/1.1\r\n\r\n",
 ])  # fmt: skip
 def test_what_is_no_http_request_does_not_bring_the_server_down(viewer, raw):
@@ -202,9 +205,7 @@ def test_with_a_token_only_who_has_it_may_look(splat_file, tmp_path):
 
 
 def test_other_machines_need_a_token():
-    assert (
-        checked_token("127.0.0.1", "") == "" and checked_token("localhost", "") == "" and checked_token("::1", "") == ""
-    )
+    assert all(checked_token(host, "") == "" for host in ("127.0.0.1", "localhost", "::1"))
     assert len(checked_token("0.0.0.0", "new")) >= 20
     for host, token in (("0.0.0.0", ""), ("192.168.1.2", ""), ("::", ""), ("0.0.0.0", "short")):
         with pytest.raises(UserError):
@@ -286,7 +287,5 @@ def test_a_film_that_is_cancelled_leaves_nothing_behind(viewer):
     for _ in range(100):
         if set(viewer.films.iterdir()) == before:
             return
-        import time
-
         time.sleep(0.1)
     raise AssertionError(set(viewer.films.iterdir()) - before)
