@@ -1,14 +1,16 @@
-"""`scene-distill export RUN|FILE --format ply|compressed.ply|splat|spz|sog|glb|html|...`."""
+"""`scene-distill export RUN|FILE --format ply|compressed.ply|splat|spz|sog|glb|html|mesh-tsdf|points|...`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import tyro
 
+from scene_distill.cli.export_geometry import FORMATS as GEOMETRY_FORMATS
+from scene_distill.cli.export_geometry import MeshOptions, export_geometry
 from scene_distill.core.console import progress, say, say_next
 from scene_distill.core.errors import UserError
 
@@ -32,7 +34,8 @@ class Export:
     format: tuple[str, ...] = ("ply",)
     """One or several of ply (the standard 3DGS file), compressed.ply (PlayCanvas), splat (32 bytes a splat, no
     view-dependent colour), spz (Niantic), sog and sog-folder (PlayCanvas, the smallest), glb and gltf
-    (KHR_gaussian_splatting), html (a page with a viewer that needs no network)."""
+    (KHR_gaussian_splatting), html (a page with a viewer that needs no network); mesh-tsdf, mesh-poisson and
+    mesh-density (meshes); points (a point cloud); cameras-colmap, cameras-colmap-text and cameras-nerfstudio."""
     output_dir: Path | None = None
     """Folder for the files; default: exports/ in the run folder, or the source file's folder."""
     spz_version: int = 3
@@ -40,7 +43,10 @@ class Export:
     refine: int = 200
     """Steps that fit baked splats to the neural scene's renders; 0 leaves the plain bake."""
     data: Path | None = None
-    """Data folder, when it has moved since training."""
+    """Data folder, when it has moved since training; for meshes and cameras of a file the posed photos it was made
+    from."""
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    """Meshes and point clouds."""
 
 
 def main(arguments: list[str]) -> None:
@@ -48,9 +54,15 @@ def main(arguments: list[str]) -> None:
     options = tyro.cli(Export, args=arguments, prog="scene-distill export")
     from scene_distill.export.formats import named_format
 
-    formats = [named_format(name) for name in dict.fromkeys(options.format)]
-    if not formats:
-        raise UserError("--format names no format; name one or several, such as ply spz html.")
+    geometry = [name for name in dict.fromkeys(options.format) if name in GEOMETRY_FORMATS]
+    formats = [named_format(name) for name in dict.fromkeys(options.format) if name not in geometry]
+    if not formats + geometry:
+        raise UserError("--format names no format; name one or several, such as ply spz html mesh-tsdf.")
+    if geometry:
+        files = export_geometry(options.source, geometry, options.output_dir, options.data, options.mesh)
+        if not formats:
+            say_next(f"ls -lh {files[0].parent}", "what was written")
+            return
     if options.source.is_file() or (options.source / "meta.json").is_file():
         convert(options, formats)
     else:

@@ -2,8 +2,10 @@
 
 Depth of a pixel is by default the *median*: the depth of the Gaussian at which the transmittance falls to 1/2. The
 mean over Gaussians lies between near and far things wherever a pixel shows both, and such points float in the air.
-Pixels whose coverage is below ``min_alpha`` have no depth. Large scenes: what fits into ``memory_bytes`` is drawn once
-and kept, the rest is drawn again whenever it is asked for.
+Gaussians fainter than ``min_opacity`` are left out: the haze that photometric training leaves before a surface would
+otherwise use up half of the transmittance. Pixels whose coverage is below ``min_alpha`` have no depth.
+
+Large scenes: what fits into ``memory_bytes`` is drawn once and kept, the rest is drawn again when it is asked for.
 """
 
 from __future__ import annotations
@@ -59,11 +61,13 @@ class DepthViews(Protocol):
 
 @dataclass(frozen=True)
 class DepthSettings:
-    """kind of depth; scale: pixels drawn per pixel of the camera, per axis; min_alpha: coverage below which a pixel
-    has no depth; memory_bytes: views kept instead of being drawn again."""
+    """kind of depth; scale: pixels drawn per pixel of the camera, per axis; min_opacity: Gaussians below it are not
+    drawn; min_alpha: coverage below which a pixel has no depth; memory_bytes: views kept instead of being drawn
+    again."""
 
     kind: DepthKind = "median"
     scale: float = 1.0
+    min_opacity: float = 0.2
     min_alpha: float = 0.5
     memory_bytes: int = 400_000_000
 
@@ -76,7 +80,9 @@ class RenderedViews:
     ) -> None:
         if not cameras:
             raise UserError("there are no cameras to draw depth from; give a scene with posed photos")
-        self.cameras = [camera.resized(max(1, round(camera.width * settings.scale))) for camera in cameras]
+        self.cameras: Sequence[Camera] = [
+            camera.resized(max(1, round(camera.width * settings.scale))) for camera in cameras
+        ]
         self._gaussians, self._settings = gaussians, settings
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = settings.memory_bytes
@@ -112,11 +118,22 @@ class RenderedViews:
         return DepthView(camera, depth.cpu().float().numpy(), color.cpu().float().numpy())
 
 
+def without_haze(gaussians: Gaussians | Splats, min_opacity: float) -> Gaussians | Splats:
+    """The Gaussians whose opacity is at least ``min_opacity``."""
+    if isinstance(gaussians, Splats):
+        return gaussians.select(gaussians.opacity_logits.sigmoid() >= min_opacity)
+    keep = gaussians.opacities >= min_opacity
+    parts = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.features)
+    return Gaussians(*(part[keep] for part in parts))
+
+
 @runtime_checkable
 class _SeesOnly(Protocol):
     """A trained scene that decodes only what a world camera sees, in the training frame."""
 
-    def gaussians(self, camera: Camera) -> Gaussians: ...
+    def gaussians(self, camera: Camera) -> Gaussians:
+        """The Gaussians that a world camera sees."""
+        ...
 
 
 def gaussians_of(trained: TrainedScene | BakeableScene) -> GaussiansFor:

@@ -94,26 +94,44 @@ class GeometryError:
         return asdict(self)
 
 
-Visible = Callable[[np.ndarray], np.ndarray]
-"""Points [P, 3] -> [P] bool: which of them are to be compared."""
+Region = Callable[[np.ndarray], np.ndarray]
+"""Points [P, 3] -> [P] bool: which of them count."""
+
+
+@dataclass(frozen=True, eq=False)
+class KnownSurface:
+    """A true surface, and points [P, 3] on the part of it that a reconstruction should have."""
+
+    mesh: TriangleMesh
+    points: np.ndarray
+
+    @staticmethod
+    def sampled(
+        mesh: TriangleMesh, samples: int = 100_000, *, seed: int = 1, compared: Region | None = None
+    ) -> KnownSurface:
+        """``samples`` points over the whole mesh, those of them for which ``compared`` is true."""
+        points = sample_surface(mesh, samples, seed)
+        return KnownSurface(mesh, points if compared is None else points[compared(points)])
 
 
 def geometry_error(
-    mesh: TriangleMesh, truth: TriangleMesh, threshold: float, *, samples: int = 200_000, seed: int = 0,
-    compared: Visible = lambda points: np.ones(len(points), bool),
-    judged: Visible = lambda points: np.ones(len(points), bool),
-) -> GeometryError:  # fmt: skip
-    """Error of a mesh against the true one; ``compared`` picks the points of the truth that it should have, ``judged``
-    those of the mesh that count against it (inside the region of interest).
+    mesh: TriangleMesh,
+    known: KnownSurface,
+    threshold: float,
+    *,
+    samples: int = 100_000,
+    seed: int = 0,
+    judged: Region | None = None,
+) -> GeometryError:
+    """Error of a mesh against a known surface; ``judged`` picks the samples of the mesh that count against it (all).
 
     Raises `UserError` when either has no face, or none of the samples is to be compared.
     """
     ours = sample_surface(mesh, samples, seed)
-    theirs = sample_surface(truth, samples, seed + 1)
-    ours, theirs = ours[judged(ours)], theirs[compared(theirs)]
-    if len(ours) == 0 or len(theirs) == 0:
+    ours = ours if judged is None else ours[judged(ours)]
+    if len(ours) == 0 or len(known.points) == 0:
         raise UserError("nothing can be compared: no sample of the mesh or of the known surface lies in the region")
-    to_truth, to_mesh = distances(ours, truth), distances(theirs, mesh)
+    to_truth, to_mesh = distances(ours, known.mesh), distances(known.points, mesh)
     precision, recall = float((to_truth < threshold).mean()), float((to_mesh < threshold).mean())
     return GeometryError(
         threshold=threshold,

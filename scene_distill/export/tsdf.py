@@ -70,8 +70,8 @@ def fuse(views: DepthViews, settings: TsdfSettings, report: Report = lambda done
     mesh = TriangleMesh.cat([part for part in meshes if len(part)]).welded(settings.voxel_m)
     if len(mesh) == 0:
         raise UserError(
-            f"no surface was seen by {settings.min_weight:g} views at voxels of {settings.voxel_m:g}; use larger voxels "
-            "or fewer views per voxel"
+            f"no surface was seen by {settings.min_weight:g} views at voxels of {settings.voxel_m:g}; use larger "
+            "voxels or ask for fewer views"
         )
     return mesh.moved(anchor)
 

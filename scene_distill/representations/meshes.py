@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 WELD_FRACTION = 1e-5
-"""Vertices closer than this fraction of the welding length are one: rounding of float32 coordinates, nothing visible."""
+"""Vertices closer than this fraction of the welding length are one: rounding of float32 coordinates, not detail."""
 
 
 @dataclass(frozen=True, eq=False)
