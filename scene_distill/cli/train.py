@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: list[str]) -> None:
-    """Train a method, then evaluate it and write its held-out renders."""
+    """Train a method, then evaluate it and write its held-out renders; --vis names who listens to its log."""
     if not arguments or arguments[0].startswith("-"):
         print("usage: scene-distill train METHOD --data DIR [flags]\n")
         print("\n".join(f"  {entry.name:<14} {entry.description}" for entry in METHODS.values()))
@@ -26,7 +27,27 @@ def main(arguments: list[str]) -> None:
             return
         raise UserError(f"name a method first: {', '.join(METHODS)}")
     entry = find_method(arguments[0])
-    train(entry, parse_config(entry, arguments[1:]))
+    arguments, listeners = take_listeners(arguments[1:])
+    train(entry, parse_config(entry, arguments), listeners)
+
+
+def take_listeners(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """The other arguments, and the names after --vis (separated by spaces, commas or '+'), whose programs are there."""
+    from scene_distill.training.listeners import LISTENERS, check_listeners
+
+    rest, names, taking, asked = [], list[str](), False, False
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        taking = flag == "--vis" or (taking and not argument.startswith("-"))
+        if not taking:
+            rest.append(argument)
+            continue
+        asked = True
+        names += [name for name in re.split(r"[,+]", value if flag == "--vis" else argument) if name]
+    if asked and not names:
+        raise UserError(f"--vis needs a name: {', '.join(LISTENERS)}")
+    check_listeners(names)
+    return rest, tuple(dict.fromkeys(names))
 
 
 def parse_config(entry: MethodEntry, arguments: list[str]) -> RunConfig:
@@ -46,18 +67,19 @@ def parse_config(entry: MethodEntry, arguments: list[str]) -> RunConfig:
     )  # fmt: skip
 
 
-def train(entry: MethodEntry, config: RunConfig) -> None:
+def train(entry: MethodEntry, config: RunConfig, listeners: tuple[str, ...] = ()) -> None:
     """Train as configured; prints figures and the next command. Under torchrun every worker gets here."""
     from scene_distill.training.workers import workers_of
 
     with workers_of(entry.name, config) as workers:
-        train_on(workers, entry, config)
+        train_on(workers, entry, config, listeners)
 
 
-def train_on(workers: Workers, entry: MethodEntry, config: RunConfig) -> None:
-    """This worker's part of a run; worker 0 also merges, evaluates and tells."""
+def train_on(workers: Workers, entry: MethodEntry, config: RunConfig, listeners: tuple[str, ...] = ()) -> None:
+    """This worker's part of a run; worker 0 also merges, evaluates and tells; ``listeners`` follow its log."""
     from scene_distill.training.estimates import plan_text
     from scene_distill.training.evaluation import summary
+    from scene_distill.training.listeners import POLL_S, audience
     from scene_distill.training.loop import prepare
 
     training = prepare(entry.name, config, entry.build, workers)
@@ -69,8 +91,11 @@ def train_on(workers: Workers, entry: MethodEntry, config: RunConfig) -> None:
     if workers.rank > 0:
         training.help_train()
         return
-    folder, merged = training.folder, training.train()
-    report = training.evaluate(merged, picture_writer(folder.renders))
+    folder = training.folder
+    with audience(folder.path, listeners) as heard:
+        merged = training.train(lambda step: heard.look(POLL_S))
+        report = training.evaluate(merged, picture_writer(folder.renders))
+        heard.finish()
     say(summary(report))
     say(f"run folder: {folder.path}")
     say_next(f"scene-distill export {folder.path} --format ply", "a splat file for other programs")
