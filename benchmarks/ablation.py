@@ -73,8 +73,8 @@ def main() -> None:
     campaign = Campaign(ROOT / "benchmarks" / "results" / "ablation.json")
     aerial = shared_data() / "aerial_sheffield"
     runs = [(aerial, name, seed) for names in groups for seed in range(options.seeds) for name in names]
-    if not options.headline and not options.only:
-        runs += [(procedural_city(), name, 0) for name in SETTINGS]
+    if not options.headline:
+        runs += [(procedural_city(), name, 0) for name in options.only or SETTINGS]
     part, parts = options.part
     for data, name, seed in runs[part - 1 :: parts]:
         run(campaign, data, name, seed, options)
