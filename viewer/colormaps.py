@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal
 
 import torch
@@ -24,11 +25,17 @@ TABLES: dict[str, tuple[tuple[float, float, float], ...]] = {
 
 
 def colorised(values: Tensor, name: str) -> Tensor:
-    """Values [...] in [0, 1] (clipped) as colours [..., 3]."""
-    table = torch.tensor(TABLES[name], device=values.device)
-    place = values.clamp(0, 1) * (len(table) - 1)
+    """Values [...] in [0, 1] (clipped) as colours [..., 3], in 1024 shades."""
+    shades = _shades(name).to(values.device)
+    return shades[(values.clamp(0, 1) * (len(shades) - 1)).round().long()]
+
+
+@cache
+def _shades(name: str) -> Tensor:
+    table = torch.tensor(TABLES[name])
+    place = torch.linspace(0, len(table) - 1, 1024)
     index = place.long().clamp_max(len(table) - 2)
-    return torch.lerp(table[index], table[index + 1], (place - index)[..., None])
+    return torch.lerp(table[index], table[index + 1], (place - index)[:, None])
 
 
 def block_colors(count: int) -> Tensor:

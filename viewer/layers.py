@@ -30,6 +30,9 @@ LABELS = {
 }  # fmt: skip
 """Layers in the order in which a viewer lists them."""
 
+RANGE_SAMPLES = 20_000
+"""Pixels whose depths say what the range of the colours is."""
+
 OF_A_PHOTO = frozenset({"error", "photo"})
 """Layers that show a training photo's view instead of the asked camera."""
 
@@ -129,7 +132,7 @@ def depth_range(depths: Tensor) -> tuple[float, float]:
     """The 2nd and 98th percentile of depths [P] in metres; (1, 2) when there are none."""
     if len(depths) == 0:
         return 1.0, 2.0
-    ordered = depths.float().sort().values
+    ordered = depths[:: -(-len(depths) // RANGE_SAMPLES)].float().sort().values
     near, far = (float(ordered[int(part * (len(ordered) - 1))]) for part in (0.02, 0.98))
     return near, max(far, near * 1.001)
 

@@ -217,7 +217,11 @@ class RunSession:
     def describe(self) -> dict[str, Any]:
         """What there is."""
         config = self._config
-        facts: dict[str, Any] = {"method": self._entry.name, "data": str(config.data), "blocks": config.blocks}
+        facts: dict[str, Any] = {
+            "method": self._entry.name,
+            "data": config.data.name if config.data else "",
+            "blocks": config.blocks,
+        }
         facts |= {"lanes": config.lanes, "iterations": config.iterations, "image width": config.image_width}
         if self._missing_data:
             facts["photos"] = self._missing_data
@@ -238,6 +242,7 @@ class RunSession:
     def status(self) -> dict[str, Any]:
         """State of the training process, its place in the schedule, and the newest figures of every block."""
         state, log = training_state(self._run.path) or {}, self._log
+        log.follow()  # after the state, so that the step is not older than the pause that it tells of
         name = state.get("state") or ("finished" if self._run.model.exists() else "stopped")
         blocks = {
             str(unit): {key: round(float(value), 5) for key, value in numbers.items()}
