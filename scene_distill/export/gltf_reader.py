@@ -33,7 +33,6 @@ from scene_distill.export.metadata import SplatMetadata, metadata_from_values
 from scene_distill.representations.splats import Splats
 
 MAX_JSON_BYTES = 1 << 24
-MAX_NODES = 100_000
 MAX_PRIMITIVES = 4096
 
 _COMPONENTS = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -207,13 +206,14 @@ class _Document:
         """Splat primitives of the scene in order, each with the transform [4, 4] from its frame to the scene's."""
         scene = self.item("scenes", self.values.get("scene", 0))
         waiting = [(index, np.eye(4)) for index in reversed(_list(scene, "nodes"))]
-        seen, found = 0, 0
+        seen: set[int] = set()
+        found = 0
         while waiting:
             index, parent = waiting.pop()
             node = self.item("nodes", index)
-            seen += 1
-            if seen > MAX_NODES:
-                raise _Damaged(f"its nodes form a circle, or are more than {MAX_NODES}")
+            if index in seen:
+                raise _Damaged(f"node {index} has two parents, or its nodes form a circle")
+            seen.add(index)
             transform = parent @ _node_transform(node)
             waiting += [(child, transform) for child in reversed(_list(node, "children"))]
             if "mesh" not in node:
