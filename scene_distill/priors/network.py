@@ -63,6 +63,10 @@ class NetworkPrior:
     @torch.no_grad()
     def eps(self, z: Tensor, level: Tensor, condition: Condition) -> Tensor:
         """The predicted noise at VE states z [B, 3, H, W]."""
+        return self.predicted(z, level, condition)
+
+    def predicted(self, z: Tensor, level: Tensor, condition: Condition) -> Tensor:
+        """The same with the graph through the network, for training it."""
         abar = self.schedule.abar(level, z)
         x_t = z * abar.sqrt()
         timestep = self.schedule.timestep(level).to(z.device)
