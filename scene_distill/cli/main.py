@@ -14,8 +14,11 @@ COMMANDS = {
     "render": ("scene_distill.cli.render", "write pictures of a run's views"),
     "view": ("scene_distill.cli.view", "look at a run or a splat file in a browser"),
     "export": ("scene_distill.cli.export", "write a run as a splat file"),
+    "compare": ("scene_distill.cli.compare", "one page about several runs"),
+    "follow": ("scene_distill.cli.follow", "hand a run's log to TensorBoard or wandb"),
     "doctor": ("scene_distill.cli.doctor", "check this machine, and a data folder"),
     "data": ("scene_distill.cli.data", "make a procedural scene"),
+    "prior": ("scene_distill.cli.prior", "train, measure or describe the tiny text-to-picture prior"),
     "bench": ("scene_distill.cli.bench", "time the kernels on this machine"),
 }
 
