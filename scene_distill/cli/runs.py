@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from scene_distill.core.configs import RunConfig
 from scene_distill.data.images import ImageCache
 from scene_distill.methods import find_method
 from scene_distill.training.loop import load_for, use_native_threads
@@ -15,13 +17,22 @@ OpenRun = Measured
 """A run folder with its method's name, config, merged scene, and the data it was trained on."""
 
 
-def open_run(path: Path, data: Path | None = None) -> OpenRun:
-    """Load a run; ``data`` replaces the recorded data folder when it has moved."""
+def open_run(path: Path, data: Path | None = None, others: Sequence[OpenRun] = ()) -> OpenRun:
+    """Load a run; ``data`` replaces the recorded data folder when it has moved. What it sees is taken from one of
+    ``others`` that sees the same."""
     folder = RunFolder(path)
     entry = find_method(folder.method())
     config = folder.saved_config(entry.config, entry.name)
     trained = entry.load(folder.model)
     config = replace(config, data=data or config.data)
     use_native_threads(config.threads)
+    for other in others:
+        if _sees(other.config) == _sees(config):
+            return OpenRun(entry.name, config, folder, trained, other.scene, other.images)
     scene, width = load_for(config)
     return OpenRun(entry.name, config, folder, trained, scene, ImageCache(scene.frames, width, 64_000_000))
+
+
+def _sees(config: RunConfig) -> tuple[object, ...]:
+    """The settings that decide which photos a run sees, and how."""
+    return config.data, config.test_every, config.test_list, config.image_width

@@ -12,12 +12,14 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from scene_distill.core import seeds
-from scene_distill.data.images import read_photo
-from scene_distill.data.photo_quality import brightness, low_outliers, outliers, sharpness
+from scene_distill.data.doctor_photos import PhotoLook, alike, look_at_photos
+from scene_distill.data.doctor_poses import Poses, examine_poses, pose_problems
+from scene_distill.data.photo_quality import low_outliers, outliers
 from scene_distill.data.scene import Frame, Scene
 
-_PHOTOS_DECODED = 40
-_QUALITY_WIDTH = 800
+PHOTOS_DECODED = 40
+"""Photos whose pixels are looked at unless more are asked for."""
+
 _BRIGHTNESS_LEAST = 25.0
 _GRID = (8, 6)
 _NAMES_SHOWN = 5
@@ -31,8 +33,9 @@ class Diagnosis:
     ``ground_sample`` the median size of a pixel on the points it sees, ``spacing_px`` their ratio. ``extent_cameras``
     and ``extent_points`` are (along two horizontal axes, along up), the points' from the 1st to the 99th percentile.
     ``image_coverage`` is the median share of an 8x6 grid over a photo in which it sees a point; ``views_per_point`` the
-    median number of photos that see a point. ``blurred`` and ``exposure_outliers`` are among ``photos_decoded`` photos;
-    ``duplicates`` are groups of photos with the same file or the same pose.
+    median number of photos that see a point, ``thin_points`` the share of points that fewer than three see.
+    ``blurred``, ``exposure_outliers`` and ``alike`` (groups that show the same, without those of one file) are among
+    ``photos_decoded`` photos; ``duplicates`` are groups of photos with the same file or the same pose.
     """
 
     root: str
@@ -50,6 +53,8 @@ class Diagnosis:
     spacing_px: float
     image_coverage: float
     views_per_point: float
+    thin_points: float
+    poses: Poses
     extent_cameras: tuple[float, float, float]
     extent_points: tuple[float, float, float]
     unit: str
@@ -59,6 +64,7 @@ class Diagnosis:
     blurred: list[str]
     exposure_outliers: list[str]
     duplicates: list[list[str]]
+    alike: list[list[str]]
     notes: list[str]
 
     def lines(self) -> list[str]:
@@ -73,8 +79,33 @@ class Diagnosis:
             f"pixel      {self.ground_sample:.3g} {unit} on the ground, points in {self.image_coverage:.0%} of a photo",
             f"extent     cameras {_box(self.extent_cameras)} {unit}, points {_box(self.extent_points)} {unit}",
             f"up         ({', '.join(f'{value:.3f}' for value in self.up)}), from {self.up_from}; unit {self.unit}",
+            f"poses      {self._poses(unit)}",
         ]
         return facts + [f"! {problem}" for problem in self.problems()]
+
+    def _poses(self, unit: str) -> str:
+        poses, (low, middle, high) = self.poses, self.poses.down
+        roll = "" if poses.level is None else f", rolled {poses.level:.1f}"
+        gps = (
+            "" if poses.gps_scale is None else f"; lengths are {poses.gps_scale:.3g} of GPS ({poses.gps_photos} photos)"
+        )
+        return (
+            f"{poses.height:.3g} {unit} above the points, {poses.spacing:.3g} {unit} apart, looking {middle:.0f} "
+            f"degrees down ({low:.0f} to {high:.0f}){roll}; points seen under {poses.parallax:.0f} degrees{gps}"
+        )
+
+    def flagged(self) -> dict[str, list[str]]:
+        """Photos that deserve a look, by name, with the reasons."""
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for reason, names in (
+            ("blurred", self.blurred), ("exposure", self.exposure_outliers), ("far from all others", self.poses.far),
+            ("rolled", self.poses.rolled), ("sees few points", self.poses.few_points),
+            *(("same photo or pose", group) for group in self.duplicates),
+            *(("shows the same", group) for group in self.alike),
+        ):  # fmt: skip
+            for name in names:
+                reasons[name].append(reason)
+        return dict(sorted(reasons.items()))
 
     def problems(self) -> list[str]:
         """What deserves a look, one sentence each; empty for a healthy scene."""
@@ -94,6 +125,10 @@ class Diagnosis:
                 f"{_some(self.exposure_outliers)}"
             )
         found += [f"the same photo or pose more than once: {_some(group)}" for group in self.duplicates]
+        found += [f"photos that show the same, from other poses or files: {_some(group)}" for group in self.alike]
+        found += [f"{what}: {_some(names)}" if names else what for what, names in pose_problems(self.poses, self.unit)]
+        if self.thin_points > 0.5:
+            found.append(f"{self.thin_points:.0%} of the points are seen by fewer than three photos")
         if self.image_coverage < 0.3:
             found.append(f"points cover only {self.image_coverage:.0%} of a photo: expect holes where there are none")
         if self.views_per_point < 3:
@@ -107,17 +142,24 @@ class Diagnosis:
 
 def diagnose(scene: Scene) -> Diagnosis:
     """The diagnosis of ``scene``: every frame's pose and points, and the pixels of at most 40 photos spread over it."""
+    return examine(scene)[0]
+
+
+def examine(scene: Scene, photos: int = PHOTOS_DECODED) -> tuple[Diagnosis, list[PhotoLook]]:
+    """The diagnosis, and what was seen of ``photos`` photos spread over the scene (0: of all)."""
     frames = scene.frames
-    looked_at = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, _PHOTOS_DECODED).round().astype(int))]
-    photos = [read_photo(frame, min(frame.camera.width, _QUALITY_WIDTH)) for frame in looked_at]
-    blurred = low_outliers(np.array([sharpness(photo) for photo in photos]))
-    exposure = outliers(np.array([brightness(photo) for photo in photos]), _BRIGHTNESS_LEAST)
+    count = min(photos or len(frames), len(frames))
+    looked_at = [frames[i] for i in np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))]
+    looks = look_at_photos(looked_at)
+    blurred = low_outliers(np.array([look.sharpness for look in looks]))
+    exposure = outliers(np.array([look.brightness for look in looks]), _BRIGHTNESS_LEAST)
+    duplicates = _duplicates(frames)
     spacing, ground_sample = _spacing(scene.points), _ground_sample(scene)
-    axes = _horizontal_axes(scene.up)
+    axes = horizontal_axes(scene.up)
     centers = np.stack([frame.camera.center for frame in frames])
     sizes = Counter(f"{frame.camera.width}x{frame.camera.height}" for frame in frames)
     without_pose = scene.metadata.get("photos_without_pose", [])
-    return Diagnosis(
+    diagnosis = Diagnosis(
         root=str(scene.root),
         source=str(scene.metadata.get("source", "unknown")),
         frames=len(frames),
@@ -133,17 +175,21 @@ def diagnose(scene: Scene) -> Diagnosis:
         spacing_px=spacing / ground_sample if ground_sample > 0 else 0.0,
         image_coverage=float(np.median([_coverage(frame, scene.points) for frame in frames])),
         views_per_point=_views_per_point(scene),
+        thin_points=_thin_points(scene),
+        poses=examine_poses(scene),
         extent_cameras=_extent(centers @ axes.T, 0.0),
         extent_points=_extent(scene.points @ axes.T, 1.0),
         unit=str(scene.metadata.get("unit", "unknown")),
         up=_three(scene.up),
         up_from=str(scene.metadata.get("up_from", "unknown")),
-        photos_decoded=len(photos),
+        photos_decoded=len(looks),
         blurred=[looked_at[i].name for i in blurred],
         exposure_outliers=[looked_at[i].name for i in exposure],
-        duplicates=_duplicates(frames),
+        duplicates=duplicates,
+        alike=[group for group in alike(looks) if not any(set(group) <= set(known) for known in duplicates)],
         notes=_notes(scene),
     )
+    return diagnosis, looks
 
 
 def _spacing(points: np.ndarray) -> float:
@@ -177,6 +223,11 @@ def _views_per_point(scene: Scene) -> float:
     return float(np.median(seen[seen > 0])) if (seen > 0).any() else 0.0
 
 
+def _thin_points(scene: Scene) -> float:
+    seen = np.bincount(np.concatenate([frame.seen for frame in scene.frames]), minlength=len(scene.points))
+    return float((seen < 3).mean())
+
+
 def _duplicates(frames: tuple[Frame, ...]) -> list[list[str]]:
     """Groups of frames whose files are equal byte for byte or whose poses are equal."""
     by_size: dict[int, list[Frame]] = defaultdict(list)
@@ -203,7 +254,7 @@ def _notes(scene: Scene) -> list[str]:
     return [text.format(scene.metadata[key]) for key, text in told.items() if scene.metadata.get(key)]
 
 
-def _horizontal_axes(up: np.ndarray) -> np.ndarray:
+def horizontal_axes(up: np.ndarray) -> np.ndarray:
     """Rows: two horizontal axes and up, [3, 3]."""
     first = np.cross(up, np.eye(3)[int(np.argmin(np.abs(up)))])
     first /= np.linalg.norm(first)

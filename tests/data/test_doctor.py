@@ -13,6 +13,8 @@ from scene_distill.data.doctor import diagnose
 from scene_distill.data.load import load_scene
 from scene_distill.data.photo_quality import brightness, low_outliers, outliers, sharpness
 
+APART = ", ".join(f"photo_{k:02d}.jpg" for k in (1, 2, 4, 5, 7))
+GROUPS = f"photos fall into 3 groups (4, 3, 3) that share no points: {APART} and 1 more"
 HOLES = "points cover only {} of a photo: expect holes where there are none"
 
 
@@ -27,7 +29,8 @@ def test_facts_of_a_small_scene(tmp_path):
     depths = [np.median(f.camera.project(scene.points[f.seen])[1]) / 35 for f in scene.frames]
     assert found.ground_sample == pytest.approx(np.median(depths))
     assert found.spacing_px == pytest.approx(0.25 / np.median(depths))
-    assert found.views_per_point == 3 and found.problems() == [HOLES.format(f"{found.image_coverage:.0%}")]
+    assert found.views_per_point == 3 and found.thin_points == 0
+    assert found.problems() == [GROUPS, HOLES.format(f"{found.image_coverage:.0%}")]
     assert found.extent_cameras == pytest.approx((9.510565, 10.0, 0.0), abs=1e-6)
     assert json.loads(json.dumps(found.to_dict()))["up"] == pytest.approx([0, 0, 1])
     assert any("50, 0.25 units apart" in line for line in found.lines())
@@ -50,7 +53,8 @@ def test_faults_are_found_and_named(tmp_path):
     text = "\n".join(found.lines())
     for name in ("photo_03", "photo_05", "photo_06", "photo_10", "photo_12", "lonely"):
         assert name in text
-    assert len(found.problems()) == 7 and found.problems()[-1].startswith("points cover only")
+    assert len(found.problems()) == 8 and found.problems()[-1].startswith("points cover only")
+    assert found.alike == [], "a copy of a file is told once"
 
 
 def test_sharpness_falls_with_blur_and_not_with_contrast():
@@ -78,3 +82,15 @@ def test_the_shared_aerial_set_is_healthy(aerial_set):
     assert found.unit == "metre" and not found.problems()
     assert 0.1 < found.ground_sample < 0.2 and found.image_coverage > 0.9
     assert 10 < found.extent_points[2] < 20 and found.extent_cameras[2] < 3
+
+
+def test_photos_that_show_the_same_are_found_in_other_files_and_light(tmp_path):
+    make_scene(tmp_path, count=20)
+    images = tmp_path / "images"
+    smooth = gaussian_filter(np.random.default_rng(1).uniform(0, 255, (30, 40, 3)), (3, 3, 0)) * 6 - 630
+    for name, gain in (("photo_08", 1.0), ("photo_09", 0.8)):
+        Image.fromarray((smooth * gain).clip(0, 255).astype(np.uint8)).save(images / f"{name}.jpg", quality=80)
+    found = diagnose(load_scene(tmp_path))
+    assert found.alike == [["photo_08.jpg", "photo_09.jpg"]] and found.duplicates == []
+    assert any("photos that show the same" in problem for problem in found.problems())
+    assert "shows the same" in found.flagged()["photo_08.jpg"]

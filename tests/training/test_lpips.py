@@ -11,6 +11,15 @@ from scene_distill.training.metrics import measure
 torchmetrics_lpips = pytest.importorskip("torchmetrics.functional.image.lpips")
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a run: torch's threads would spin against the native ones."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_module(net: str):
     """torchmetrics' LPIPS with random weights in the image network and random, non-negative channel weights."""
     torch.manual_seed(3)

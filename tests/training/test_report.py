@@ -29,6 +29,15 @@ RESULTS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As in a run: torch's threads would spin against the native ones."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Points:
     """A scene of the sparse points as splats."""
 
