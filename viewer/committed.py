@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from scene_distill.blocks.checkpoint import MANIFEST, Checkpoint
+from scene_distill.blocks.schedule import Round
 from scene_distill.blocks.store import Entry, State, UnitStore, unpack
 from scene_distill.core.configs import RunConfig
 from scene_distill.core.errors import UserError
@@ -79,7 +80,8 @@ def tensors_of(path: Path, names: tuple[str, ...] | None = None, prefix: str = "
 
 
 class CommittedRun:
-    """A method bound to its scene, which merges what a run in training has committed."""
+    """A method bound to its scene, which merges what a run in training has committed. ``rounds`` is the schedule as of
+    the last merge, empty before."""
 
     def __init__(self, folder: RunFolder, entry: MethodEntry, config: RunConfig, scene: Scene, images: ImageCache):
         # How views found their blocks does not move a cell's border, and finding it by renders trains a model.
@@ -87,6 +89,7 @@ class CommittedRun:
             config = replace(config, assignment="points")  # type: ignore[call-arg]
         self._folder, self._entry, self._config = folder, entry, config
         self._scene, self._images = scene, images
+        self.rounds: tuple[Round, ...] = ()
 
     def merged(self) -> TrainedScene | None:
         """The merged scene of the last commit; None before the first one."""
@@ -106,6 +109,7 @@ class CommittedRun:
         method: Any = self._entry.build(self._config, self._scene, self._images)
         for split in found.splits:
             method.split(split)
+        self.rounds = tuple(method.rounds)
         store = store_of(self._folder)
         if found.shared is not None:
             method.shared.restore(unpack(store.read_bytes(found.shared)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,13 +139,13 @@ def _path(message: dict[str, Any]) -> PathRequest:
 
 
 def _steer(message: dict[str, Any]) -> SteerRequest:
-    command = {key: message[key] for key in ("command", "steps", "name", "value") if key in message}
+    command: dict[str, Any] = {key: message[key] for key in ("command", "steps", "name", "value") if key in message}
     if command.get("command") not in ("pause", "resume", "step", "set"):
         raise UserError("a steer message has a command: pause, resume, step or set")
     return SteerRequest(command)
 
 
-_PARSERS = {
+_PARSERS: dict[str, Callable[[dict[str, Any]], Request]] = {
     "render": _render, "pick": _pick, "path": _path, "steer": _steer, "cancel": lambda message: CancelRequest(),
 }  # fmt: skip
 
@@ -206,7 +207,7 @@ def _numbers(value: Any, count: int, where: str) -> list[float]:
 
 
 def _number(values: dict[str, Any], name: str, low: float, high: float, default: float | None = None) -> float:
-    value = values.get(name, default)
+    value: Any = values.get(name, default)
     if not _is_number(value) or not low <= value <= high:
         raise UserError(f"{name} is a number from {low:g} to {high:g}")
     return float(value)

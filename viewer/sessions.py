@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from scene_distill.blocks.schedule import place_lanes
 from scene_distill.core.configs import RunConfig
 from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
-from scene_distill.data.scene import Frame
+from scene_distill.data.scene import Frame, Scene
 from scene_distill.export.formats import read_splats
 from scene_distill.methods import MethodEntry, find_method
 from scene_distill.representations.splats import Splats
@@ -146,7 +147,10 @@ class RunSession:
         self._config = replace(self._config, data=data or self._config.data)
         self.title, self.folder, self.version = folder.path.resolve().name, folder.path, 0
         self._log = LogFollower(folder.log)
-        self._missing_data, self._scene, self.images = "", None, None  # type: ignore[assignment]
+        self._missing_data = ""
+        self._scene: Scene | None = None
+        self.images: ImageCache | None = None
+        self._committed: CommittedRun | None = None
         self.frames: tuple[Frame, ...] = ()
         self._load_data()
         self._shown: tuple[str, int] = ("", 0)
@@ -186,7 +190,9 @@ class RunSession:
         if commit and self._shown != ("commit", commit) and time.monotonic() >= self._next_merge and self._scene:
             started = time.monotonic()
             assert self.images is not None
-            merged = CommittedRun(self._run, self._entry, self._config, self._scene, self.images).merged()
+            if self._committed is None:
+                self._committed = CommittedRun(self._run, self._entry, self._config, self._scene, self.images)
+            merged = self._committed.merged()
             spent = time.monotonic() - started
             self._next_merge = time.monotonic() + LIVE_REST * spent
             self._shown = ("commit", commit)
@@ -230,7 +236,7 @@ class RunSession:
 
     def _tuned(self) -> RunConfig:
         """The config with the changes that the log tells of."""
-        changed = {}
+        changed: dict[str, Any] = {}
         for event in self._log.events:
             if "from_round" in event:
                 try:
@@ -257,10 +263,17 @@ class RunSession:
             "metrics": self._metrics(), "events": log.events[-12:], "tunables": tunables(self._tuned()),
         }  # fmt: skip
 
-    def _lanes(self, state: dict[str, Any]) -> list[dict[str, int]]:
-        """Which block each lane trains, and on which worker: lanes are dealt as evenly as they can be."""
-        workers = max(int(state.get("workers", 1)), 1)
-        return [{"lane": lane, "block": unit, "worker": lane % workers} for lane, unit in enumerate(self._log.lanes)]
+    def _lanes(self, state: dict[str, Any]) -> list[dict[str, int | None]]:
+        """Which block each lane trains, and on which worker; None where the schedule is not known yet."""
+        workers, round_ = max(int(state.get("workers", 1)), 1), self._log.last.get("round", 0)
+        rounds = self._committed.rounds if self._committed is not None else ()
+        owners: tuple[int | None, ...] = (0 if workers == 1 else None,) * len(self._log.lanes)
+        if workers > 1 and round_ < len(rounds):
+            owners = place_lanes(rounds, workers)[round_]
+        return [
+            {"lane": lane, "block": unit, "worker": worker}
+            for lane, (unit, worker) in enumerate(zip(self._log.lanes, owners, strict=False))
+        ]
 
     def _metrics(self) -> dict[str, Any]:
         from scene_distill.core.files import read_json

@@ -31,7 +31,7 @@ export function blocksPanel(app) {
       const now = blocks[id] ?? {}, lane = training.get(id), points = app.history?.blocks?.[id]?.psnr;
       row.weight.textContent = now.weight === undefined ? "–" : number(now.weight, 3);
       row.psnr.textContent = points?.length ? points.at(-1)[1].toFixed(2) : "–";
-      row.lane.replaceChildren(lane ? el("span", { className: "chip training", title: `lane ${lane.lane} on worker ${lane.worker}` }, `${lane.lane} · w${lane.worker}`) : "");
+      row.lane.replaceChildren(lane ? el("span", { className: "chip training", title: `lane ${lane.lane}${lane.worker === null ? "" : ` on worker ${lane.worker}`}` }, lane.worker === null ? String(lane.lane) : `${lane.lane} · w${lane.worker}`) : "");
       row.box.checked = !app.hidden.has(id);
     }
   }
