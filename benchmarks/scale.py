@@ -200,7 +200,8 @@ def measured_costs(folder: Path | None) -> dict[str, Any]:
     """Costs of a unit from the log and the checkpoint of a finished run, the others from operations timed here."""
     if folder is None:
         raise SystemExit("no measured costs yet; train a small momentum-gs run and give its folder as --run")
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log = (folder / "log.jsonl").read_text().splitlines()
+    lines = [line for line in map(json.loads, log) if "units" in line]
     times = np.diff([0.0] + [line["seconds"] for line in lines])
     lanes = np.array([len(line["units"]) for line in lines])
     starts = np.array([index == 0 or line["round"] != lines[index - 1]["round"] for index, line in enumerate(lines)])
