@@ -10,6 +10,7 @@ Large scenes: what fits into ``memory_bytes`` is drawn once and kept, the rest i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -30,23 +31,31 @@ GaussiansFor = Callable[[Camera], Gaussians | Splats]
 """What a camera sees; everything in the frame in which the mesh is made."""
 
 
+EMPTY_ALPHA = 0.02
+"""Coverage below which a pixel is known to show nothing at all."""
+
+
 @dataclass(frozen=True, eq=False)
 class DepthView:
-    """One view: depth_m [H, W] float32 along the optical axis, 0 where there is none; color [H, W, 3] float32 sRGB in
-    [0, 1]."""
+    """One view: depth_m [H, W] float32 along the optical axis, 0 where it is not known, infinite where the camera sees
+    through everything; color [H, W, 3] float32 sRGB in [0, 1]."""
 
     camera: Camera
     depth_m: np.ndarray
     color: np.ndarray
 
     def points(self) -> np.ndarray:
-        """World positions [H, W, 3] float64 of the pixels; those without depth lie at the camera's centre."""
+        """World positions [H, W, 3] float64 of the pixels; those without a surface lie at the camera's centre."""
         camera = self.camera
         columns = (np.arange(camera.width) + 0.5 - camera.cx) / camera.fx
         rows = (np.arange(camera.height) + 0.5 - camera.cy) / camera.fy
         x, y = np.meshgrid(columns, rows)
-        in_cam = np.stack([x, y, np.ones_like(x)], axis=-1) * self.depth_m[..., None].astype(np.float64)
+        in_cam = np.stack([x, y, np.ones_like(x)], axis=-1) * self.surface_depth_m()[..., None].astype(np.float64)
         return in_cam @ camera.cam_from_world[:3, :3] + camera.center
+
+    def surface_depth_m(self, most: float = math.inf) -> np.ndarray:
+        """Depth [H, W] float32 of the pixels that show a surface no farther than ``most``, 0 elsewhere."""
+        return np.where((self.depth_m <= most) & np.isfinite(self.depth_m), self.depth_m, np.float32(0.0))
 
 
 class DepthViews(Protocol):
@@ -109,10 +118,12 @@ class RenderedViews:
     @torch.no_grad()
     def _draw(self, camera: Camera) -> DepthView:
         median = self._settings.kind == "median"
-        drawn = render(self._gaussians(camera), camera, with_depth=not median, options=DrawOptions(median_depth=median))
+        solid = without_haze(self._gaussians(camera), self._settings.min_opacity)
+        drawn = render(solid, camera, with_depth=not median, options=DrawOptions(median_depth=median))
         depth = drawn.median_depth if median else drawn.depth
         assert depth is not None
         depth = torch.where((drawn.alpha >= self._settings.min_alpha) & torch.isfinite(depth), depth, 0.0)
+        depth = torch.where(drawn.alpha < EMPTY_ALPHA, torch.inf, depth)
         # Coverage below one lets the black background through; the surface itself has the colour without it.
         color = (drawn.image / drawn.alpha.clamp_min(1e-3)[..., None]).clamp(0.0, 1.0)
         return DepthView(camera, depth.cpu().float().numpy(), color.cpu().float().numpy())

@@ -107,7 +107,7 @@ class GaussianDensity:
             rows = order[first[index] : ends[index]]
             step = max(1, _PAIRS_AT_ONCE // len(near))
             for start in range(0, len(rows), step):
-                part = torch.from_numpy(rows[start : start + step])
+                part = rows[start : start + step]
                 weights = self._weights(torch.from_numpy(points[part]), near)
                 out[part, 0] = weights.sum(1)
                 if with_colors:

@@ -149,8 +149,7 @@ def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
                         ) from error  # fmt: skip
     try:
         metadata, world_from_file = _metadata(path)
-        loaded = trimesh.load(path, force="mesh", process=False, maintain_order=True)
-        mesh = _from_trimesh(loaded, linear_colors=path.suffix.lower() == ".glb")
+        mesh = _loaded(trimesh, path)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UserError:
@@ -163,21 +162,41 @@ def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
     return TriangleMesh(vertices, mesh.faces, mesh.colors, mesh.uvs, mesh.texture), metadata
 
 
-def _from_trimesh(loaded: Any, *, linear_colors: bool) -> TriangleMesh:
-    """The `TriangleMesh` of a trimesh.Trimesh."""
+def _loaded(trimesh: Any, path: Path) -> TriangleMesh:
+    """Everything in the file as one mesh in the file's frame, with sRGB colours or a texture where it has one part."""
+    if path.suffix.lower() != ".glb":
+        return _from_trimesh(trimesh.load(path, force="mesh", process=False, maintain_order=True))
+    scene = trimesh.load_scene(path, process=False)
+    nodes = scene.graph.nodes_geometry
+    if len(nodes) != 1:
+        return _from_trimesh(scene.to_mesh()).without_texture()
+    transform, name = scene.graph[nodes[0]]
+    mesh = _from_trimesh(scene.geometry[name])
+    colors = None if mesh.colors is None else srgb_from_linear(mesh.colors).astype(np.float32)
+    vertices = mesh.vertices @ transform[:3, :3].T + transform[:3, 3]
+    return TriangleMesh(vertices, mesh.faces, colors, mesh.uvs, mesh.texture)
+
+
+def _from_trimesh(loaded: Any) -> TriangleMesh:
+    """The `TriangleMesh` of a trimesh.Trimesh, its colours as they are."""
     vertices, faces = np.asarray(loaded.vertices, np.float64), np.asarray(loaded.faces, np.int64).reshape(-1, 3)
-    kind = getattr(loaded.visual, "kind", None)
-    if kind == "texture" and loaded.visual.uv is not None:
-        material = loaded.visual.material
-        image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        if image is not None:
-            uvs = np.asarray(loaded.visual.uv, np.float32) * [1, -1] + [0, 1]
-            texture = np.asarray(image.convert("RGB"), np.uint8)
-            return TriangleMesh(vertices, faces, None, uvs.astype(np.float32), texture)
-    if kind == "vertex":
-        colors = np.asarray(loaded.visual.vertex_colors)[:, :3].astype(np.float32) / 255
-        return TriangleMesh(vertices, faces, srgb_from_linear(colors).astype(np.float32) if linear_colors else colors)
-    return TriangleMesh(vertices, faces)
+    visual = loaded.visual
+    if visual.kind == "vertex":
+        return TriangleMesh(vertices, faces, _unit_colors(visual.vertex_colors))
+    material = getattr(visual, "material", None)
+    image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+    if visual.kind == "texture" and getattr(visual, "uv", None) is not None and image is not None:
+        uvs = np.asarray(visual.uv, np.float32) * np.array([1, -1], np.float32) + np.array([0, 1], np.float32)
+        return TriangleMesh(vertices, faces, None, uvs, np.asarray(image.convert("RGB"), np.uint8))
+    beside = getattr(visual, "vertex_attributes", {})
+    return TriangleMesh(vertices, faces, _unit_colors(beside["color"]) if "color" in beside else None)
+
+
+def _unit_colors(values: Any) -> np.ndarray:
+    """Colours [V, 3] float32 in [0, 1] of bytes, 16-bit levels or floats."""
+    values = np.asarray(values)[:, :3]
+    largest = np.iinfo(values.dtype).max if values.dtype.kind in "iu" else 1.0
+    return (values.astype(np.float32) / largest).astype(np.float32)
 
 
 def _metadata(path: Path) -> tuple[SplatMetadata, np.ndarray]:

@@ -41,8 +41,7 @@ class Topology:
 
 def topology(mesh: TriangleMesh) -> Topology:
     """Counts of the mesh after vertices in one place are merged (a texture seam is no hole)."""
-    extent = float(np.ptp(mesh.vertices, axis=0).max()) if len(mesh.vertices) else 1.0
-    mesh = mesh.welded(max(extent, 1e-12) * 1e-2)
+    mesh = mesh.welded()
     directed = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
     edges, inverse, uses = np.unique(np.sort(directed, axis=1), axis=0, return_inverse=True, return_counts=True)
     forward = np.bincount(inverse.reshape(-1), directed[:, 0] < directed[:, 1], len(edges))

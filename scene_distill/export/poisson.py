@@ -117,7 +117,7 @@ def oriented_points(view: DepthView, depth_max_m: float = math.inf) -> OrientedP
     Neighbours are on one surface when their depth differs from the pixel's by less than 5 % and their second
     difference by less than 2 %.
     """
-    depth = np.where(view.depth_m <= depth_max_m, view.depth_m, 0.0).astype(np.float64)
+    depth = view.surface_depth_m(depth_max_m).astype(np.float64)
     points = view.points()
     middle = depth[1:-1, 1:-1]
     good = middle > 0

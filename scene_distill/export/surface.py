@@ -132,7 +132,8 @@ def typical_footprint(views: DepthViews, most: int = 24) -> tuple[float, float]:
     footprints, depths = [], []
     for index in np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)):
         view: DepthView = views[int(index)]
-        seen = view.depth_m[view.depth_m > 0]
+        depth = view.surface_depth_m()
+        seen = depth[depth > 0]
         if len(seen):
             depths.append(float(np.median(seen)))
             footprints.append(depths[-1] / view.camera.fx)

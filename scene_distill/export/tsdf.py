@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,6 +31,9 @@ BLOCK = 16
 
 BYTES_PER_BLOCK = BLOCK**3 * 20
 """Distance, weight and three colours as float32."""
+
+_HALF = 1 << 20
+"""Blocks are counted from -_HALF to _HALF along every axis."""
 
 
 @dataclass(frozen=True)
@@ -94,34 +96,24 @@ class _Grid:
             ("tsdf", "weight", "color"), kinds, ((1,), (1,), (3,)), settings.voxel_m, BLOCK, max(capacity, 8)
         )
 
-    def _inputs(self, view: DepthView) -> tuple[Any, Any, Any, float]:
+    def integrate(self, blocks: np.ndarray, view: DepthView) -> None:
+        """Average the view into the blocks [n, 3]; what it sees through counts as empty."""
         o3d = self._o3d
         camera = view.camera.moved(self._anchor)
         intrinsics = np.array([[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1.0]])
-        depth = np.where(view.depth_m <= self._settings.depth_max_m, view.depth_m, 0.0).astype(np.float32)
-        limit = float(depth.max(initial=0.0)) * 1.01 + 1.0
-        image = o3d.t.geometry.Image(o3d.core.Tensor(np.ascontiguousarray(depth[..., None])))
-        return image, o3d.core.Tensor(intrinsics), o3d.core.Tensor(camera.cam_from_world.astype(np.float64)), limit
-
-    def touched(self, view: DepthView) -> np.ndarray:
-        """Blocks [n, 3] int32 within the truncation of the view's surface."""
-        if not (view.depth_m > 0).any():
-            return np.zeros((0, 3), np.int32)
-        inputs = self._inputs(view)
-        blocks = self.grid.compute_unique_block_coordinates(
-            *inputs[:3], 1.0, inputs[3], self._settings.truncation_voxels
-        )
-        return blocks.numpy()
-
-    def integrate(self, blocks: np.ndarray, view: DepthView) -> None:
-        """Average the view into the blocks [n, 3]."""
-        o3d = self._o3d
-        depth, intrinsics, extrinsics, limit = self._inputs(view)
+        in_cam = blocks * self._settings.voxel_m * BLOCK @ camera.cam_from_world[2, :3] + camera.cam_from_world[2, 3]
+        beyond = float(in_cam.max()) + 2 * self._settings.voxel_m * BLOCK + 1.0
+        # Farther surfaces than the limit are only known to be far.
+        limit = min(self._settings.depth_max_m, np.finfo(np.float32).max)
+        depth = np.where(view.depth_m <= limit, view.depth_m, np.float32(beyond))
+        depth = o3d.t.geometry.Image(o3d.core.Tensor(np.ascontiguousarray(depth[..., None], np.float32)))
         color = o3d.t.geometry.Image(o3d.core.Tensor(np.ascontiguousarray(view.color, np.float32)))
-        coordinates = o3d.core.Tensor(np.ascontiguousarray(blocks, np.int32))
         self.grid.integrate(
-            coordinates, depth, color, intrinsics, extrinsics, 1.0, limit, self._settings.truncation_voxels
-        )
+            o3d.core.Tensor(np.ascontiguousarray(blocks, np.int32)), depth, color, o3d.core.Tensor(intrinsics),
+            o3d.core.Tensor(camera.cam_from_world.astype(np.float64)), 1.0,
+            max(beyond, float(view.surface_depth_m(self._settings.depth_max_m).max(initial=0.0))) * 1.01,
+            self._settings.truncation_voxels,
+        )  # fmt: skip
 
     def mesh(self) -> TriangleMesh:
         """The zero level where at least ``min_weight`` views have been."""
@@ -136,20 +128,32 @@ class _Grid:
 
 def _surface_blocks(views: DepthViews, settings: TsdfSettings, anchor: np.ndarray, report: Report) -> np.ndarray:
     """Sorted unique blocks [n, 3] int32 near the surface of any view."""
-    grid = _Grid(settings, anchor, 8)
     found = np.zeros((0, 3), np.int32)
     for index in range(len(views.cameras)):
-        try:
-            found = np.unique(np.concatenate([found, grid.touched(views[index])]), axis=0)
-        except RuntimeError as error:
-            raise UserError(
-                f"Open3D cannot lay out voxels of {settings.voxel_m:g} for view {index} "
-                f"({str(error).splitlines()[0][:120]}); use larger voxels"
-            ) from error
+        found = np.unique(np.concatenate([found, touched_blocks(views[index], settings, anchor)]), axis=0)
         report(index + 1, 2 * len(views.cameras))
     if len(found) == 0:
         raise UserError("no view shows any depth; the scene is empty or transparent from all of its cameras")
     return found
+
+
+def touched_blocks(view: DepthView, settings: TsdfSettings, anchor: np.ndarray) -> np.ndarray:
+    """Blocks [n, 3] int32 within the truncation (per axis) of any pixel of the view's surface.
+
+    Open3D has such a function, which looks at every fourth pixel: blocks are missed, and the mesh has holes there.
+    """
+    depth = view.surface_depth_m(settings.depth_max_m)
+    points = view.points()[depth > 0] - anchor
+    # Points in one small cell touch the same blocks but for its size, which widens the truncation.
+    cell = settings.voxel_m
+    cells = np.floor(points / cell)
+    if len(cells) and np.abs(cells).max() >= BLOCK * _HALF:
+        raise UserError(f"voxels of {settings.voxel_m:g} are too small for a scene of this extent; use larger ones")
+    centers = (_blocks_of(np.unique(_keys(cells // 4))) * 4.0 + 2.0) * cell
+    reach = (settings.truncation_voxels + 2.0) * settings.voxel_m
+    offsets = np.stack(np.meshgrid(*[[-reach, 0.0, reach]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    near = np.floor((centers[:, None] + offsets).reshape(-1, 3) / (settings.voxel_m * BLOCK))
+    return _blocks_of(np.unique(_keys(near)))
 
 
 def split_blocks(blocks: np.ndarray, most: int) -> Iterator[np.ndarray]:
@@ -179,11 +183,10 @@ def _fuse_part(
         seen = _in_image(with_ring, camera.moved(anchor), settings.voxel_m)
         if seen.any():
             view = views[index]
-            touched = with_ring[seen]
             if not settings.carve:
-                touched = with_ring[seen & np.isin(keys, _keys(grid.touched(view)))]
-            if len(touched) and (view.depth_m > 0).any():
-                grid.integrate(touched, view)
+                seen &= np.isin(keys, _keys(touched_blocks(view, settings, anchor)))
+            if seen.any():
+                grid.integrate(with_ring[seen], view)
         report(index + 1)
     mesh = grid.mesh()
     # A triangle lies inside its cell, so its middle tells the block, the same one in whichever part it is made.
@@ -200,8 +203,14 @@ def _with_ring(blocks: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 def _keys(blocks: np.ndarray) -> np.ndarray:
     """One int64 for each block [n, 3]: 21 bits a side."""
-    wide = blocks.astype(np.int64) + (1 << 20)
+    wide = blocks.astype(np.int64) + _HALF
     return (wide[:, 0] << 42) | (wide[:, 1] << 21) | wide[:, 2]
+
+
+def _blocks_of(keys: np.ndarray) -> np.ndarray:
+    """Inverse of `_keys`, [n, 3] int32."""
+    mask = 2 * _HALF - 1
+    return (np.stack([keys >> 42, (keys >> 21) & mask, keys & mask], axis=1) - _HALF).astype(np.int32)
 
 
 def _in_image(blocks: np.ndarray, camera: Camera, voxel_m: float) -> np.ndarray:

@@ -95,14 +95,15 @@ class TriangleMesh:
         """Shape and vertex colours only."""
         return replace(self, uvs=None, texture=None)
 
-    def welded(self, length: float) -> TriangleMesh:
-        """The mesh with vertices in one place merged, to within `WELD_FRACTION` of ``length``; collapsed and doubled
-        faces are dropped.
+    def welded(self, length: float = 0.0) -> TriangleMesh:
+        """The mesh with vertices in one place merged, to within `WELD_FRACTION` of ``length`` (0: exactly there);
+        collapsed and doubled faces are dropped.
 
         A merged vertex keeps the position and the mean colour; texture coordinates, which differ across seams, are
         left out.
         """
-        lattice = np.round(self.vertices / (length * WELD_FRACTION)).astype(np.int64)
+        step = length * WELD_FRACTION
+        lattice = np.round(self.vertices / step).astype(np.int64) if step else self.vertices
         _, first, place = np.unique(lattice, axis=0, return_index=True, return_inverse=True)
         place = place.reshape(-1)
         colors = None
