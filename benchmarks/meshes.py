@@ -1,6 +1,6 @@
 """How far meshes of a procedural city are from its known geometry; writes benchmarks/results/meshes.json.
 
-    python benchmarks/meshes.py [--voxel 0.4] [--iterations 3000] [--only CASE ...]
+    python benchmarks/meshes.py [--voxel 0.4] [--every 1] [--faces 100000] [--iterations 3000] [--only CASE ...]
 
 Makes the demo's city and trains plain splats on it (both kept in outputs/meshes), then reconstructs it in several ways.
 The truth is the city's own triangles: completeness and recall count the points inside the city's limits that at least
@@ -20,8 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from scene_distill.cli.export_geometry import GeometrySource, Photos, open_source
+from scene_distill.core.cameras import Camera
 from scene_distill.core.files import read_json, write_json
 from scene_distill.data.city_layout import City, build_city
 from scene_distill.data.city_renderer import CityRenderer
@@ -32,6 +34,8 @@ from scene_distill.export.mesh_files import write_mesh
 from scene_distill.export.mesh_quality import KnownSurface, Region, geometry_error, topology
 from scene_distill.export.mesh_texture import TextureSettings, textured
 from scene_distill.export.metadata import SplatMetadata
+from scene_distill.export.open3d_library import load_open3d, ray_scene
+from scene_distill.export.pictures import Panel, write_sheet
 from scene_distill.export.surface import SurfaceSettings, raw_surface
 from scene_distill.representations.meshes import TriangleMesh
 
@@ -66,16 +70,28 @@ class ExactViews:
         return DepthView(camera, read_depth(self._root, Path(self._source.frames[index].name).stem), photo)
 
 
-def prepared(iterations: int) -> tuple[GeometrySource, CityConfig, Path]:
-    """The trained run on the city, both made when they are not there."""
+def prepared(iterations: int, every: int) -> tuple[GeometrySource, CityConfig, Path]:
+    """The trained run on the city, both made when they are not there, with one in ``every`` of its training views."""
     recipe = load_recipe(RECIPE)
     root = make_city(recipe, FOLDER / "city")
     run = FOLDER / "run"
     if not (run / "metrics.json").is_file():
-        command = [sys.executable, "-m", "scene_distill", "train", "splats", "--data", str(root), "--output-dir", str(run),
-                   "--iterations", str(iterations), "--image-width", str(recipe.width)]  # fmt: skip
-        subprocess.run(command + (["--resume"] if run.exists() else []), check=True)
-    return open_source(run, None), recipe, root
+        train = [
+            sys.executable,
+            "-m",
+            "scene_distill",
+            "train",
+            "splats",
+            "--data",
+            str(root),
+            "--output-dir",
+            str(run),
+        ]
+        settings = ["--iterations", str(iterations), "--image-width", str(recipe.width)]
+        subprocess.run(train + settings + (["--resume"] if run.exists() else []), check=True)
+    source = open_source(run, None)
+    surface = replace(source.surface, cameras=source.surface.cameras[::every])
+    return replace(source, frames=source.frames[::every], surface=surface), recipe, root
 
 
 def truth_of(recipe: CityConfig, source: GeometrySource) -> tuple[KnownSurface, Region]:
@@ -87,7 +103,8 @@ def truth_of(recipe: CityConfig, source: GeometrySource) -> tuple[KnownSurface, 
     def inside(points: np.ndarray) -> np.ndarray:
         return (np.abs(points[:, :2]) < half).all(axis=1)
 
-    mesh, kept = _near(city, half), FOLDER / f"known_points_{recipe.fingerprint}_{SAMPLES}.npy"
+    views = len(source.frames)
+    mesh, kept = _near(city, half), FOLDER / f"known_points_{recipe.fingerprint}_{views}_{SAMPLES}.npy"
     if not kept.is_file():
         renderer = CityRenderer(city, recipe.seed, (recipe.sun_azimuth, recipe.sun_elevation))
         cameras = [frame.camera for frame in source.frames]
@@ -141,13 +158,16 @@ def run_case(name: str, source: GeometrySource, root: Path, voxel_m: float, say:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--voxel", type=float, default=0.4)
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--faces", type=int, default=100_000)
     parser.add_argument("--iterations", type=int, default=3000)
     parser.add_argument("--only", nargs="*", default=None)
     options = parser.parse_args()
-    source, recipe, root = prepared(options.iterations)
+    source, recipe, root = prepared(options.iterations, options.every)
     known, inside = truth_of(recipe, source)
     results = read_json(RESULTS) if RESULTS.is_file() else {}
-    key = {"recipe": RECIPE, "voxel_m": options.voxel, "iterations": options.iterations, "samples": SAMPLES}
+    key = {"recipe": RECIPE, "voxel_m": options.voxel, "views": len(source.frames), "iterations": options.iterations,
+           "samples": SAMPLES, "faces": options.faces}  # fmt: skip
     if results.get("setting") != key:
         results = {"setting": key, "psnr": read_json(FOLDER / "run" / "metrics.json")["results"]["psnr"], "cases": {}}
     for name in options.only or CASES:
@@ -162,28 +182,53 @@ def main() -> None:
         write_json(RESULTS, results)
         print(name, row)
         if name == "tsdf":
-            results["cases"] |= finished(mesh, source, known, inside)
+            results["cases"] |= finished(mesh, source, known, inside, options.faces)
             write_json(RESULTS, results)
 
 
-def finished(mesh: TriangleMesh, source: GeometrySource, known: KnownSurface, inside: Region) -> dict[str, object]:
-    """What decimation costs, and the textured files of the mesh."""
+def finished(
+    mesh: TriangleMesh, source: GeometrySource, known: KnownSurface, inside: Region, faces: int
+) -> dict[str, object]:
+    """What decimation costs, and the textured file of the mesh with its picture beside the photo."""
     rows: dict[str, object] = {}
-    local = mesh.moved(-source.origin)
-    small = clean(local, source.surface.cameras, CleaningSettings(max_faces=100_000))
-    rows["tsdf, 100,000 faces"] = figures(small.moved(source.origin), known, inside)
-    print("tsdf, 100,000 faces", rows["tsdf, 100,000 faces"])
+    small = clean(mesh.moved(-source.origin), source.surface.cameras, CleaningSettings(max_faces=faces))
+    rows[f"tsdf, {faces:,} faces"] = figures(small.moved(source.origin), known, inside)
     start = time.process_time()
-    painted = textured(small, Photos(source), TextureSettings(2048)).moved(source.origin)
-    write_mesh(painted, FOLDER / "city.glb", SplatMetadata.of_scene(source.scene))
+    painted = textured(small, Photos(source), TextureSettings(2048))
+    spent = round(time.process_time() - start, 1)
+    write_mesh(painted.moved(source.origin), FOLDER / "city.glb", SplatMetadata.of_scene(source.scene))
     size = (FOLDER / "city.glb").stat().st_size
-    rows["texture"] = {
-        "texels": 2048,
-        "cpu_seconds": round(time.process_time() - start, 1),
-        "glb_mb": round(size / 1e6, 1),
-    }
-    print("texture", rows["texture"])
+    rows["texture"] = {"texels": 2048, "cpu_seconds": spent, "glb_mb": round(size / 1e6, 1)}
+    camera, photo = Photos(source)[len(source.frames) // 2]
+    row = [
+        Panel("photo", torch.from_numpy(photo)),
+        Panel(f"mesh of {len(small)} faces", torch.from_numpy(picture(painted, camera))),
+    ]
+    write_sheet([row], FOLDER / "city.png", panel_width=camera.width)
     return rows
+
+
+def picture(mesh: TriangleMesh, camera: Camera) -> np.ndarray:
+    """What a camera sees of a textured mesh, [H, W, 3] float32, black where nothing is."""
+    o3d = load_open3d()
+    scene = ray_scene(mesh)
+    rows, columns = np.mgrid[0 : camera.height, 0 : camera.width].reshape(2, -1) + 0.5
+    in_cam = np.stack([(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, np.ones(len(rows))], axis=1)
+    rays = in_cam @ camera.cam_from_world[:3, :3]
+    origins = np.broadcast_to(camera.center, rays.shape)
+    found = scene.cast_rays(o3d.core.Tensor(np.concatenate([origins, rays], axis=1).astype(np.float32)))
+    hit = np.isfinite(found["t_hit"].numpy())
+    face, weights = found["primitive_ids"].numpy()[hit].astype(int), found["primitive_uvs"].numpy()[hit]
+    corners = mesh.uvs[mesh.faces[face]]
+    uvs = (
+        corners[:, 0]
+        + weights[:, :1] * (corners[:, 1] - corners[:, 0])
+        + weights[:, 1:] * (corners[:, 2] - corners[:, 0])
+    )
+    place = np.clip((uvs * mesh.texture.shape[0]).astype(int), 0, mesh.texture.shape[0] - 1)
+    image = np.zeros((len(rows), 3), np.float32)
+    image[hit] = mesh.texture[place[:, 1], place[:, 0]] / 255
+    return image.reshape(camera.height, camera.width, 3)
 
 
 if __name__ == "__main__":

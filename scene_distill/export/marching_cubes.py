@@ -107,8 +107,12 @@ def _cube(
     field: Field, lattice: Lattice, start: np.ndarray, level: float, closed: bool
 ) -> TriangleMesh | None:  # fmt: skip
     """The surface in one cube, in world units; None when there is none."""
-    from skimage.measure import marching_cubes
-
+    try:
+        from skimage.measure import marching_cubes
+    except ImportError as error:
+        raise UserError(
+            f"marching cubes needs scikit-image ({error}); install it with pip install 'scene-distill[meshes]'"
+        ) from error
     axes = [lattice.low[k] + (start[k] + np.arange(CELLS + 1)) * lattice.voxel_m for k in range(3)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     values = np.asarray(field(points), np.float64)
