@@ -130,6 +130,14 @@ def picture(width, height):
     return file.getvalue()
 
 
+def picture_that_claims_to_be_huge():
+    """A few bytes whose header says 16,384 x 16,384 pixels, 1 GB when unpacked."""
+    data = bytearray(picture(8, 8))
+    start = data.index(b"VP8L") + 9
+    data[start : start + 4] = (int.from_bytes(data[start : start + 4], "little") | (1 << 28) - 1).to_bytes(4, "little")
+    return bytes(data)
+
+
 def with_meta(**values):
     def change(files):
         meta = json.loads(files["meta.json"])
@@ -165,8 +173,8 @@ def with_meta(**values):
         (lambda _: {"meta.json": b"[" * 100_000}, "damaged meta.json"),
         (lambda _: {"meta.json": bytes(1 << 21)}, "at most"),
         (lambda _: {"quats.webp": b"RIFF"}, "not a whole picture"),
-        (lambda _: {"quats.webp": picture(5000, 5000)}, "pixels"),
-        (lambda _: {"quats.webp": picture(16383, 16383)}, "pixels|whole picture"),
+        (lambda _: {"quats.webp": picture(1200, 1200)}, "pixels"),
+        (lambda _: {"quats.webp": picture_that_claims_to_be_huge()}, "pixels|whole picture"),
         (lambda _: {"shN_centroids.webp": picture(100, 60)}, "wide"),
         (lambda _: {"means_u.webp": bytes(1 << 25)}, "hostile"),
     ],
