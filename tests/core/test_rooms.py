@@ -10,7 +10,13 @@ RANKS = {
     "core": 0, "data": 1, "blocks": 2, "representations": 3, "nets": 3, "renderers": 4, "objectives": 5, "priors": 5,
     "training": 6, "methods": 7, "export": 8, "viewer": 8, "plugins": 8, "cli": 9,
 }  # fmt: skip
-ALLOWED_SIDEWAYS = {("nets", "representations"), ("cli", "export"), ("cli", "plugins"), ("plugins", "export")}
+ALLOWED_SIDEWAYS = {
+    ("nets", "representations"),
+    ("objectives", "priors"),
+    ("cli", "export"),
+    ("cli", "plugins"),
+    ("plugins", "export"),
+}
 
 
 def imports_of(path: Path) -> set[str]:
