@@ -149,6 +149,10 @@ class Custody:
         """Keep no state in RAM: nothing trains any more, and what comes next needs the room."""
         self._store.empty()
 
+    def shrink_ram(self, by_bytes: int) -> None:
+        """Let states in RAM take less than they were given."""
+        self._store.shrink(by_bytes)
+
     def fetch_ahead(self, visits: Sequence[Visit], training: Round) -> None:
         """Read the states for coming visits in the background, but those of units that train now."""
         busy, commit, last = {visit.unit for visit in training.visits}, self._commit, self._last

@@ -215,6 +215,10 @@ class Runtime:
         """Unit steps of the finished rounds."""
         return sum(visit.steps for round_ in self.rounds[: self.next_round] for visit in round_.visits)
 
+    def shrink_ram(self, by_bytes: int) -> None:
+        """Let closed units take that much less of this worker's RAM than was given to them."""
+        self._custody.shrink_ram(by_bytes)
+
     def resume(self) -> bool:
         """Take up the last commit; False when there is none. Every worker calls it. Raises `UserError` when it is
         damaged or of another schedule."""

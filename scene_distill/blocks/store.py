@@ -200,6 +200,13 @@ class UnitStore:
             if held is not None and held.written:
                 del self._ram[file]
 
+    def shrink(self, by_bytes: int) -> None:
+        """Lower the budget, and drop what no longer fits."""
+        with self._lock:
+            if self._ram_bytes is not None:
+                self._ram_bytes = max(self._ram_bytes - by_bytes, 0)
+                self._trim()
+
     def empty(self) -> None:
         """Drop every state whose file is whole."""
         with self._lock:

@@ -34,6 +34,9 @@ from scene_distill.training.telemetry import telling
 LIBRARIES_BYTES = 100 * 10**6
 """What libraries still take when training has begun, and what is decoded and copied beside the units in work."""
 
+NEARLY_FULL = 0.9
+"""Part of --max-memory above which room is made after a round; the rest is for what a round takes for moments."""
+
 IMAGES_SHARE = 0.5
 """Part of the memory left beside the working set that photos may fill; the rest keeps evicted blocks in RAM."""
 
@@ -110,6 +113,7 @@ class Training:
 
             def note_commit() -> None:
                 control.committed()
+                self._keep_to_budget()
                 committed()
 
             self.runtime.run(hear, note_commit)
@@ -120,6 +124,16 @@ class Training:
         merged.save(self.folder.model)
         return merged
 
+    def _keep_to_budget(self) -> None:
+        """Units that grow leave holes behind that malloc cannot use. Near --max-memory these go back to the system, and
+        what still exceeds it is taken from the evicted blocks in RAM."""
+        if not self.config.max_memory:
+            return
+        most = NEARLY_FULL * memory.parse_bytes(self.config.max_memory)
+        if memory.rss_bytes() > most:
+            memory.return_freed_memory()
+            self.runtime.shrink_ram(max(int(memory.rss_bytes() - most), 0))
+
     def _log_scores(self, step: Progress) -> None:
         """In the first step of a round, a line with the shared scoreboard: running PSNR and SSIM of every unit."""
         scores = getattr(self.method.shared, "scores", None)
@@ -129,7 +143,7 @@ class Training:
 
     def help_train(self) -> None:
         """Train this worker's lanes of what is left; worker 0 does everything else."""
-        self.runtime.run()
+        self.runtime.run(committed=self._keep_to_budget)
 
     def merged(self) -> TrainedScene:
         """The merged scene of the last committed round."""

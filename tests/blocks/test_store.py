@@ -84,3 +84,22 @@ def test_a_budget_that_only_writing_exceeds_is_told(tmp_path):
     assert store.over_budget
     store.write("a")
     assert not store.over_budget and not store.holds("a") and store.holds("b")
+
+
+def test_a_smaller_budget_drops_the_states_that_were_used_longest_ago(tmp_path):
+    store = UnitStore(tmp_path, 1000)
+    entries = [store.save(f"s{i}", state(i)) for i in range(2)]
+    store.shrink(500)
+    assert not store.holds("s0") and store.holds("s1")
+    store.empty()
+    assert store.held_bytes == 0
+    assert [float(store.load(entry)["x"][0]) for entry in entries] == [0, 1]
+
+
+def test_some_tensors_of_a_file_are_read_and_a_damaged_file_is_told(tmp_path):
+    store = UnitStore(tmp_path)
+    entry = store.save("a", state(1) | {"y": torch.arange(3)})
+    assert store.read_some(entry, ["y"])["y"].tolist() == [0, 1, 2]
+    (tmp_path / "a").write_bytes(b"damaged")
+    with pytest.raises(DamagedState, match="should have"):
+        store.read_some(entry, ["y"])
