@@ -118,7 +118,7 @@ def convert(options: Export, formats: list[SplatFormat]) -> None:
     for path in written:
         say(f"{path}: {count} splats, {size_mb(path):.2f} MB")
         say(lost(path, before, views))
-    say_next(f"scene-distill export {written[-1]} --format html", "a page that shows the scene in any browser")
+    say_next(f"scene-distill view {written[-1]}", "look at it in a browser")
 
 
 def write(kind: SplatFormat, splats: Splats, path: Path, metadata: SplatMetadata, options: Export) -> None:

@@ -13,7 +13,7 @@ COMMANDS = {
     "eval": ("scene_distill.cli.evaluate", "measure a run on its held-out views"),
     "render": ("scene_distill.cli.render", "write pictures of a run's views"),
     "view": ("scene_distill.cli.view", "look at a run or a splat file in a browser"),
-    "export": ("scene_distill.cli.export", "write a run as a splat file"),
+    "export": ("scene_distill.cli.export", "write a run or a splat file in another format"),
     "compare": ("scene_distill.cli.compare", "one page about several runs"),
     "follow": ("scene_distill.cli.follow", "hand a run's log to TensorBoard or wandb"),
     "doctor": ("scene_distill.cli.doctor", "check this machine, and a data folder"),
