@@ -138,3 +138,25 @@ def test_every_anchor_of_the_merged_city_is_there_once(scene, tmp_path):
 def test_a_decoder_per_block_cannot_share_a_halo(scene):
     with pytest.raises(UserError, match="--halo private"):
         MomentumGS(replace(CONFIG, share_decoder=False), scene, ImageCache(scene.frames, 80, 10**9))
+
+
+def test_copies_that_lanes_train_side_by_side_step_as_far_as_all_of_them_together(scene, tmp_path):
+    config = replace(CONFIG, growth_events=0)
+    images = ImageCache(scene.frames, config.image_width, 10**9)
+    moved = {}
+    for rate in (0.0, 1.0):
+        method = MomentumGS(replace(config, copies_rate=rate), scene, images)
+        round_ = method.rounds[0]
+        visit = round_.visits[0]
+        state = method.first_state(visit.unit)
+        start = state["anchors.features"].clone()
+        block = method.open(visit.unit, state, visit, round_)
+        copies = block.copies.clone()
+        block.step(0)
+        moved[rate] = block.anchors.features - start
+    assert set(copies.tolist()) == {1, 2}
+    drawn = moved[0.0].abs().amax(1) > 0
+    for count in (1, 2):
+        of_them = drawn & (copies == count)
+        assert of_them.any()
+        torch.testing.assert_close(moved[1.0][of_them], count * moved[0.0][of_them], rtol=1e-3, atol=1e-6)

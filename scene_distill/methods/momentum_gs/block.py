@@ -50,7 +50,7 @@ class BlockTraining:
     """A block that is open for a visit. Its anchors, moments and growth statistics are live tensors."""
 
     def __init__(self, config: MomentumGSConfig, setting: BlockSetting, state: State, decoder: DecoderTraining | None,
-                 visit: Visit, round_: Round) -> None:  # fmt: skip
+                 visit: Visit, round_: Round, copies: Tensor | None = None) -> None:  # fmt: skip
         self.config, self.setting, self.visit = config, setting, visit
         self.anchors = Anchors.of_state(state)
         self.detail = detail_of(config, setting.spacing)
@@ -60,6 +60,7 @@ class BlockTraining:
         )
         self.owner, self.stamp, self.steps = state[OWNER], state[STAMP], state[STEPS]
         self.drawn = torch.zeros_like(self.steps)
+        self.copies = torch.ones_like(self.owner) if copies is None else copies
         self.round = round_.index
         self.shares = decoder is not None
         if decoder is None:
@@ -147,13 +148,14 @@ class BlockTraining:
     def _step_anchors(self, anchors: Anchors, visible: Tensor, step: int) -> None:
         config, progress = self.config, step / self.config.iterations / self.config.lr_until
         clock = config.blocks * step + 1
-        rows = torch.zeros(len(anchors), dtype=torch.uint8, device=visible.device)
-        rows[visible] = 1
         self.drawn[visible] += 1
         rates = {"offsets": config.lr_offsets, "features": config.lr_features, "log_scales": config.lr_scales}
-        for name, rate in rates.items():
-            parameter = getattr(anchors, name)
-            self.moments[name].step(parameter, parameter.grad, log_linear(rate, progress), clock, rows)
+        for count in torch.unique(self.copies[visible]).tolist():
+            rows = torch.zeros(len(anchors), dtype=torch.uint8, device=visible.device)
+            rows[visible[self.copies[visible] == count]] = 1
+            for name, first_last in rates.items():
+                parameter, rate = getattr(anchors, name), log_linear(first_last, progress) * count**config.copies_rate
+                self.moments[name].step(parameter, parameter.grad, rate, clock, rows)
         self.anchors = anchors.detach()
 
     def _observe(self, visible: Tensor, gaussians: Gaussians, rendering: Rendering, camera: Camera) -> None:
@@ -205,6 +207,7 @@ class BlockTraining:
 
         self.owner, self.stamp = rows(self.owner, self.setting.unit), rows(self.stamp, -1)
         self.steps, self.drawn = rows(self.steps, 0), rows(self.drawn, 1)
+        self.copies = rows(self.copies, 1)
 
     @torch.no_grad()
     def _scores(self) -> dict[str, float]:

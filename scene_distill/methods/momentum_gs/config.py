@@ -39,6 +39,9 @@ class MomentumGSConfig(RunConfig):
     level_of_detail: float = 0.0
     """Far anchors whose voxel is smaller than this many pixels in a view are not drawn; coarser ones stand in for them
     (not in the paper; 0: all are drawn at any distance)."""
+    copies_rate: float = 1.0
+    """Copies of an anchor that n lanes train side by side are averaged, so each steps n to this power times as far (not
+    in the paper; 0: as far as alone, 1: their mean goes as far as all of them together)."""
     share_decoder: bool = True
     """One decoder for all blocks; False trains independent blocks, each with its own."""
     block_order: Literal["interleaved", "cost", "contiguous"] = "interleaved"

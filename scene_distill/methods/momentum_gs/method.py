@@ -225,7 +225,17 @@ class MomentumGS:
         """A block ready for one visit."""
         shared = self.shared if self.config.share_decoder else None
         state = {name: tensor.to(self.device) for name, tensor in state.items()}
-        return BlockTraining(self.config, self._setting(unit), state, shared, visit, round_)
+        copies = self._copies_beside(unit, round_, state["anchors.positions"])
+        return BlockTraining(self.config, self._setting(unit), state, shared, visit, round_, copies)
+
+    def _copies_beside(self, unit: int, round_: Round, positions: Tensor) -> Tensor | None:
+        """How many lanes of a round train each anchor [A], int32, with the block's own; None where none is shared."""
+        if self.config.halo == "private" or self.config.copies_rate == 0:
+            return None
+        copies = torch.ones(len(positions), dtype=torch.int32, device=positions.device)
+        for other in {visit.unit for visit in round_.visits} & set(self.neighbours(unit)):
+            copies += self._regions[other].holds(positions.cpu()).to(copies)
+        return copies
 
     def merge(self, states: Mapping[int, SavedState]) -> MergedCity:
         """One city: of each block the anchors inside its own cell (cells are disjoint, nothing is blended)."""
