@@ -21,7 +21,7 @@ from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Frame
 from scene_distill.renderers.splat import Rendering, render
 from scene_distill.viewer.colormaps import block_colors, colorised
-from scene_distill.viewer.scenes import EVERYTHING, Drawn, Selection, ViewedAnchors, ViewedScene, ViewedSplats
+from scene_distill.viewer.scenes import EVERYTHING, Drawn, Selection, ViewedScene, ViewedSplats
 
 LABELS = {
     "rgb": "Colour", "depth": "Depth", "normals": "Normals", "alpha": "Coverage", "features": "Features (PCA)",
@@ -98,12 +98,12 @@ def _rendered(looked: Looked, *, with_depth: bool = False) -> Rendering:
     if isinstance(scene, ViewedSplats) and looked.selection.is_everything:
         return scene.plain(looked.camera, with_depth)
     drawn = scene.drawn(looked.camera, looked.selection)
-    return render(drawn.gaussians, drawn.camera, with_depth=with_depth)
+    return render(drawn.gaussians, drawn.camera, with_depth=with_depth, antialiased=drawn.antialiased)
 
 
 def _with(drawn: Drawn, features: Tensor) -> Rendering:
     gaussians = replace(drawn.gaussians, features=features.to(drawn.gaussians.features))
-    return render(gaussians, drawn.camera)
+    return render(gaussians, drawn.camera, antialiased=drawn.antialiased)
 
 
 def _rgb(looked: Looked) -> Picture:
@@ -244,8 +244,3 @@ def photo_for(images: ImageCache, frame: Frame, camera: Camera) -> Tensor:
             photo, (camera.height, camera.width), mode="bilinear", antialias=True, align_corners=False
         )
     return photo[0].permute(1, 2, 0)
-
-
-def has_features(scene: ViewedScene) -> bool:
-    """Whether the scene's primitives carry features."""
-    return isinstance(scene, ViewedAnchors)

@@ -61,8 +61,10 @@ def pick(scene: ViewedScene, camera: Camera, selection: Selection, x: int, y: in
     gaussians, local = drawn.gaussians, drawn.camera
     mask = torch.zeros(camera.height, camera.width, dtype=torch.bool, device=gaussians.means.device)
     mask[y, x] = True
-    weights = contributions(gaussians, local, options=DrawOptions(mask=mask)).weight_sum
-    rendering = render(gaussians, local, with_depth=True, options=DrawOptions(mask=mask, median_depth=True))
+    compensated = drawn.antialiased
+    weights = contributions(gaussians, local, antialiased=compensated, options=DrawOptions(mask=mask)).weight_sum
+    options = DrawOptions(mask=mask, median_depth=True)
+    rendering = render(gaussians, local, with_depth=True, antialiased=compensated, options=options)
     assert rendering.depth is not None and rendering.median_depth is not None
     alpha, median = float(rendering.alpha[y, x]), float(rendering.median_depth[y, x])
     depth = median if median > 0 else float(rendering.depth[y, x]) if alpha > 0.02 else None

@@ -46,12 +46,14 @@ EVERYTHING = Selection()
 @dataclass(frozen=True, eq=False)
 class Drawn:
     """The Gaussians [N] of one camera in the scene's frame, the camera in that frame, the row of each in the scene
-    [N] int64 (an anchor's slots share its row), and its block [N] int32, None where nothing is known of blocks."""
+    [N] int64 (an anchor's slots share its row), and its block [N] int32, None where nothing is known of blocks.
+    ``antialiased``: draw with the compensation of the 2D filter that the opacities were trained with."""
 
     gaussians: Gaussians
     camera: Camera
     rows: Tensor
     blocks: Tensor | None
+    antialiased: bool = False
 
 
 class ViewedScene(Protocol):
@@ -149,12 +151,18 @@ class ViewedAnchors:
 
 
 class ViewedSplats:
-    """N splats in a frame whose zero lies at ``origin``, with the block of each where that is known."""
+    """N splats in a frame whose zero lies at ``origin``, with the block of each where that is known.
+
+    ``antialiased``: their opacities were trained with the compensation of the 2D filter.
+    """
 
     primitive = "splats"
 
-    def __init__(self, splats: Splats, origin: np.ndarray, blocks: Tensor | None = None) -> None:
+    def __init__(
+        self, splats: Splats, origin: np.ndarray, blocks: Tensor | None = None, antialiased: bool = False
+    ) -> None:
         self.splats, self.origin, self.blocks = splats, np.asarray(origin, dtype=np.float64), blocks
+        self.antialiased = antialiased
 
     def __len__(self) -> int:
         return len(self.splats)
@@ -172,11 +180,11 @@ class ViewedSplats:
             rows = rows[_among(self.blocks[rows], selection.blocks)]
         gaussians = activated(take(self.splats, rows), local.pose(self.splats.means.device))
         blocks = None if self.blocks is None else self.blocks[rows]
-        return Drawn(_cropped(gaussians, selection, self.origin), local, rows, blocks)
+        return Drawn(_cropped(gaussians, selection, self.origin), local, rows, blocks, self.antialiased)
 
     def plain(self, camera: Camera, with_depth: bool) -> Rendering:
         """The picture of all splats, by the kernel that activates and projects in one pass."""
-        return render(self.splats, camera.moved(self.origin), with_depth=with_depth)
+        return render(self.splats, camera.moved(self.origin), with_depth=with_depth, antialiased=self.antialiased)
 
     def features(self, rows: Tensor) -> None:
         """Splats carry no features."""

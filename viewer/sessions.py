@@ -21,7 +21,7 @@ from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Frame, Scene
 from scene_distill.export.formats import read_splats
-from scene_distill.methods import MethodEntry, find_method
+from scene_distill.methods import find_method
 from scene_distill.representations.splats import Splats
 from scene_distill.training.control import checked_change, send, training_state, tunables
 from scene_distill.training.loop import load_for
@@ -35,6 +35,9 @@ from scene_distill.viewer.scenes import ViewedAnchors, ViewedScene, ViewedSplats
 PHOTO_CACHE_BYTES = 256_000_000
 LIVE_REST = 4.0
 """A run in training is merged anew at most so many times its merging time apart, so that watching stays cheap."""
+
+AFTER_A_FAULT_S = 10.0
+"""Pause after a commit that could not be read."""
 
 BOX_PERCENT = (1.0, 99.0)
 """Percentiles of the positions that a block's box and the scene's bounds hold: floaters far away do not count."""
@@ -105,7 +108,9 @@ class FileSession:
             splats = Splats(**{name: getattr(splats, name).cuda() for name in splats.__dataclass_fields__})
         up = np.asarray(metadata.up, float) if metadata.up is not None else UNCERTAIN_UP
         unit = "m" if metadata.unit == "metre" else "units"
-        self.looking = Looking(ViewedSplats(splats, np.zeros(3)), None, up / np.linalg.norm(up), unit)
+        self.looking = Looking(
+            ViewedSplats(splats, np.zeros(3), antialiased=metadata.antialiased), None, up / np.linalg.norm(up), unit
+        )
         self.title, self.folder, self.version = title or path.name, path.parent, 1
         self.frames: tuple[Frame, ...] = ()
         self.images: ImageCache | None = None
@@ -192,6 +197,7 @@ class RunSession:
             assert self.images is not None
             if self._committed is None:
                 self._committed = CommittedRun(self._run, self._entry, self._config, self._scene, self.images)
+            self._next_merge = started + AFTER_A_FAULT_S
             merged = self._committed.merged()
             spent = time.monotonic() - started
             self._next_merge = time.monotonic() + LIVE_REST * spent
@@ -340,8 +346,3 @@ def _frame(frame: Frame, session: Session) -> dict[str, Any]:
         "cx": camera.cx, "cy": camera.cy, "pose": np.round(camera.cam_from_world, 6).ravel().tolist(),
         "test": frame.name in getattr(getattr(session, "_scene", None), "test", ()),
     }  # fmt: skip
-
-
-def method_of(folder: RunFolder) -> MethodEntry:
-    """The method that made a run; `UserError` when it is none."""
-    return find_method(folder.method())

@@ -10,7 +10,10 @@ from scene_distill.core.cameras import Camera, look_at
 from scene_distill.core.conventions import SH_C0
 from scene_distill.core.errors import UserError
 from scene_distill.core.gaussians import Gaussians
+from scene_distill.export.metadata import SplatMetadata
+from scene_distill.export.ply import write_ply
 from scene_distill.methods import find_method
+from scene_distill.renderers.splat import render
 from scene_distill.representations.splats import Splats
 from scene_distill.viewer import layers
 from scene_distill.viewer.colormaps import TABLES, colorised
@@ -104,6 +107,18 @@ def test_depth_normals_and_picks_of_a_wall_are_those_of_the_wall():
     first = found.shares[0]
     assert first.color == pytest.approx((1, 0, 0), abs=1e-5) and first.row >= 41 * 41
     assert sum(share.weight for share in found.shares) <= found.alpha + 1e-4
+
+
+def test_a_file_that_was_trained_antialiased_is_drawn_so(tmp_path):
+    splats = wall(4.0, count=13)
+    splats = replace(splats, log_scales=splats.log_scales - 3.0)
+    write_ply(splats, tmp_path / "mip.ply", SplatMetadata(antialiased=True))
+    scene = open_session(tmp_path / "mip.ply").looking.scene
+    expected = render(splats, FRONT, antialiased=True).image
+    assert not torch.equal(expected, render(splats, FRONT).image)
+    assert torch.equal(draw("rgb", Looked(scene, None, FRONT)).image, expected)
+    everywhere = Selection(crop=(np.full(3, -99.0), np.full(3, 99.0)))
+    assert torch.allclose(draw("rgb", Looked(scene, None, FRONT, everywhere)).image, expected, atol=1e-5)
 
 
 def test_a_pick_reads_what_is_behind_the_crop_box_and_says_when_there_is_nothing():
