@@ -193,7 +193,8 @@ class Solids:
             slope, wide = (radii[:, 1] - radii[:, 0]) / 2, radii.mean(1)
             at = wide + slope * p[:, 2]
             side = np.abs(np.hypot(p[:, 0], p[:, 1]) - at) < 1e-3 * np.maximum(wide, 1e-3)
-            out[tubes, 2] = np.where(side, -slope * at, 0)
+            out[tubes, 2] = -slope * at
+            side &= np.einsum("ni,ni->n", out[tubes], rays[tubes]) < 0
             cap = tubes[~side]
             out[cap] = np.array([0, 0, 1], np.float32) * np.sign(local[cap, 2:])
         flat = np.flatnonzero(kind == POLYHEDRON)

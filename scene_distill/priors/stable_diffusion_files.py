@@ -20,6 +20,9 @@ Family = Literal["sd", "sdxl"]
 PIPELINES = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 """Kinds of model folders that can teach, by the name in their model_index.json."""
 
+TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
+"""One of these holds a tokenizer's words; without either transformers would make an empty tokenizer and say nothing."""
+
 PREDICTS: dict[str, Predicts] = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
 
 
@@ -156,6 +159,9 @@ def _parts(folder: Path, family: Family, options: LatentOptions) -> dict[str, An
 
     def load(kind: Any, name: str, precision: torch.dtype | None = None) -> Any:
         arguments = {} if precision is None else {"torch_dtype": precision}
+        needed = TOKENIZER_FILES if kind is CLIPTokenizer else ("config.json",)
+        if not any((folder / name / file).is_file() for file in needed):
+            raise UserError(f"{folder / name} is missing or has no {needed[0]}; download the model again")
         try:
             part = kind.from_pretrained(str(folder), subfolder=name, local_files_only=True, **arguments)
         except Exception as error:

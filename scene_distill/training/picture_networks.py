@@ -47,6 +47,7 @@ class Fit:
     def __init__(self, network: nn.Module, schedule: Schedule, ema: float) -> None:
         self.network, self.schedule, self.decay = network, schedule, ema
         self.step = 0
+        self.pending: list[dict[str, float]] = []
         self.average = {name: value.detach().clone() for name, value in network.state_dict().items()}
         self._optimiser = torch.optim.AdamW(
             network.parameters(), lr=schedule.rate, betas=(0.9, 0.99), weight_decay=0.01
@@ -70,7 +71,8 @@ class Fit:
 
     def save(self, path: Path, settings: dict[str, Any]) -> None:
         """Write weights, average, moments and step, atomically."""
-        state = {"settings": json.dumps(settings), "step": self.step, "network": self.network.state_dict(),
+        state = {"settings": json.dumps(settings), "step": self.step,
+                 "pending": json.dumps(self.pending), "network": self.network.state_dict(),
                  "average": self.average, "optimiser": self._optimiser.state_dict()}  # fmt: skip
         write_atomically(path, lambda temporary: torch.save(state, temporary))
 
@@ -88,6 +90,7 @@ class Fit:
             self.network.load_state_dict(state["network"])
             self._optimiser.load_state_dict(state["optimiser"])
             self.average, self.step = state["average"], state["step"]
+            self.pending = json.loads(state["pending"])
         except UserError:
             raise
         except Exception as error:
@@ -151,15 +154,15 @@ def run_fit(fit: Fit, loss_of: Callable[[int], tuple[Tensor, dict[str, float]]],
 
     ``loss_of`` gives a step's loss and figures; their means over ``every`` steps go to the log and to ``told``.
     """
-    since: list[dict[str, float]] = []
     while fit.step < fit.schedule.steps:
         loss, figures = loss_of(fit.step)
         fit.learn(loss)
+        since = fit.pending
         since.append({"loss": float(loss.detach()), **figures})
         if fit.step % every == 0 or fit.step == fit.schedule.steps:
             names = dict.fromkeys(name for line in since for name in line)
             means = {n: float(np.mean([line[n] for line in since if n in line])) for n in names}
-            since = []
+            fit.pending = []
             log.append({"step": fit.step, **means})
             told(fit.step, means)
         yield fit.step
