@@ -25,13 +25,12 @@ _FLAT = 2.0
 
 @dataclass(frozen=True, eq=False)
 class PhotoLook:
-    """What one photo looks like: sharpness (`photo_quality.sharpness`), brightness in [0, 255], the share of pixels
-    that are black or white in all channels, and a grey thumbnail [24, 32] of mean 0 and deviation 1 (0 where flat)."""
+    """What one photo looks like: sharpness (`photo_quality.sharpness`), brightness in [0, 255], and a grey thumbnail
+    [24, 32] of mean 0 and deviation 1 (0 where flat)."""
 
     name: str
     sharpness: float
     brightness: float
-    clipped: float
     thumbnail: np.ndarray
 
 
@@ -42,12 +41,11 @@ def look_at_photos(frames: list[Frame]) -> list[PhotoLook]:
 
 def _look(name: str, photo: Tensor) -> PhotoLook:
     pixels = photo.numpy()
-    clipped = ((pixels <= 1).all(-1) | (pixels >= 254).all(-1)).mean()
     thumbnail_size = _THUMBNAIL[1], _THUMBNAIL[0]
     small = np.asarray(Image.fromarray(pixels).resize(thumbnail_size, Image.Resampling.BOX)).mean(-1)
     deviation = float(small.std())
     thumbnail = (small - small.mean()) / deviation if deviation > _FLAT else np.zeros_like(small)
-    return PhotoLook(name, sharpness(photo), brightness(photo), float(clipped), thumbnail)
+    return PhotoLook(name, sharpness(photo), brightness(photo), thumbnail)
 
 
 def alike(looks: list[PhotoLook]) -> list[list[str]]:
