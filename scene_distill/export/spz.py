@@ -57,7 +57,7 @@ MIN_FRACTIONAL_BITS, DEFAULT_FRACTIONAL_BITS, MAX_FRACTIONAL_BITS = 4, 12, 23
 MAX_EXTENSION_BYTES = 1 << 20
 
 SH_BITS = (6, 5)
-"""Bits kept of coefficients of degree 1, and of higher ones: one more than Niantic's default, which loses visibly more."""
+"""Bits kept of coefficients of degree 1, and of higher ones: one more than by Niantic's default."""
 
 COLOR_SCALE = 0.15
 """Bytes of colour hold dc * 0.15 + 1/2, so that colours outside of [0, 1] survive."""
