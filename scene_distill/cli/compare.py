@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from scene_distill.core.console import progress, say, say_next, show_table
+from scene_distill.core.console import progress, say, say_next
 from scene_distill.core.errors import UserError
 
 
@@ -51,14 +51,13 @@ def main(arguments: list[str]) -> None:
     runs = compare(opened, lpips, lambda label: say(f"measuring {label}"))
     with progress("drawing", min(options.pictures, len(runs[0].found.per_view))) as meter:
         write_comparison(options.output, runs, options.pictures, options.width, meter.update)
-    rows = []
     for run in runs:
-        found, against = run.interval("psnr"), run.against(runs[0], "psnr")
-        difference = f"{against.mean:+.2f} [{against.low:+.2f}, {against.high:+.2f}]" if run is not runs[0] else ""
-        psnr = f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
-        ssim = run.found.results["ssim"]
-        rows.append([run.label, psnr, difference, f"{ssim:.4f}", f"{run.found.results['psnr_corrected']:.2f}"])
-    columns = ("run", "PSNR raw, dB [95 %]", "against the first, paired", "SSIM raw", "PSNR corrected")
-    show_table(f"{len(runs[0].found.per_view)} views", columns, rows)
+        psnr, against, results = run.interval("psnr"), run.against(runs[0], "psnr"), run.found.results
+        paired = f"; against the first {against.mean:+.2f} [{against.low:+.2f}, {against.high:+.2f}]"
+        say(
+            f"{run.label}: PSNR {psnr.mean:.2f} dB raw [{psnr.low:.2f}, {psnr.high:.2f}] "
+            f"({results['psnr_corrected']:.2f} colour-corrected), SSIM {results['ssim']:.4f}"
+            + (paired if run is not runs[0] else "")
+        )
     say(f"{options.output}: {options.output.stat().st_size / 1e6:.1f} MB, one file")
     say_next(f"xdg-open {options.output}", "look at it in a browser, offline too")
