@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+torch.set_num_threads(1)  # as training does: the cores belong to the native kernels, and to the other test process
+
 
 def pytest_addoption(parser):
     parser.addoption(
