@@ -304,8 +304,14 @@ def test_the_page_connects_again_when_the_server_was_restarted(chromium, town_ru
 
 def test_a_run_in_training_is_paused_stepped_changed_and_resumed_from_the_page(chromium, town_config, tmp_path):
     run = tmp_path / "run"
-    config = replace(town_config, iterations=100, visits=10)
-    thread = threading.Thread(target=train, args=(config, run), daemon=True)
+    config = replace(town_config, iterations=32, visits=4)
+
+    def wait_for_the_click(step):
+        end = time.monotonic() + 120
+        while step.round == 2 and not (run / "control.jsonl").exists() and time.monotonic() < end:
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=train, args=(config, run, wait_for_the_click), daemon=True)
     thread.start()
     end = time.monotonic() + 90
     while training_state(run) is None or training_state(run)["round"] < 1:
