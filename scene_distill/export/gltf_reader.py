@@ -231,7 +231,8 @@ class _Document:
         accessor = self.item("accessors", index)
         kind, component = accessor.get("type"), accessor.get("componentType")
         count, columns = accessor.get("count"), _COLUMNS.get(str(kind))
-        if kind not in types or columns is None or component not in _COMPONENTS or "sparse" in accessor:
+        known = type(component) is int and component in _COMPONENTS
+        if kind not in types or columns is None or not known or "sparse" in accessor:
             raise _Damaged(f"accessor {index} has type {str(kind)[:20]} of {str(component)[:20]}, which is not read")
         view = self.item("bufferViews", accessor.get("bufferView"))
         buffer = self._buffer(view.get("buffer"))

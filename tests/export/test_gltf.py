@@ -166,6 +166,7 @@ CHANGES = {
     "offset": (lambda d: d["bufferViews"][0].update(byteOffset=10**12), "beyond the end"),
     "huge": (lambda d: d["accessors"][0].update(byteOffset=2**70), "beyond the end"),
     "type": (lambda d: d["accessors"][0].update(componentType=5124), "not read"),
+    "list": (lambda d: d["accessors"][0].update(componentType=[5126]), "not read"),
     "sparse": (lambda d: d["accessors"][0].update(sparse={}), "not read"),
     "missing": (lambda d: d["meshes"][0]["primitives"][0]["attributes"].pop("KHR_gaussian_splatting:SCALE"), "SCALE"),
     "index": (lambda d: d["meshes"][0]["primitives"][0]["attributes"].update(POSITION=99), "not there"),
