@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,8 +23,8 @@ from torch import Tensor, nn
 
 from scene_distill.core.configs import from_plain
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import write_atomically
 from scene_distill.nets.text_unet import TextUNet, TextUNetConfig
+from scene_distill.nets.weight_files import read_weights, save_weights
 from scene_distill.priors.captions import words_of
 from scene_distill.priors.network import NetworkPrior
 from scene_distill.priors.pixels import PixelCodec
@@ -100,16 +99,13 @@ class TinyNetwork:
 
 def save_tiny(path: Path, network: TinyNetwork) -> None:
     """Write the weights in half precision, with the network's sizes, words and origin in the header."""
-    from safetensors.torch import save_file
-
-    header = {
+    description = {
         "kind": KIND,
-        "config": json.dumps(dataclasses.asdict(network.unet.config)),
-        "words": json.dumps(network.vocabulary.words),
-        "about": json.dumps(dict(network.about)),
+        "config": dataclasses.asdict(network.unet.config),
+        "words": network.vocabulary.words,
+        "about": dict(network.about),
     }
-    weights = {name: value.detach().cpu().half().contiguous() for name, value in network.unet.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(weights, temporary, header))
+    save_weights(path, network.unet.state_dict(), description)
 
 
 def read_tiny(path: Path | None = None) -> TinyNetwork:
@@ -117,28 +113,21 @@ def read_tiny(path: Path | None = None) -> TinyNetwork:
 
     Raises `UserError` for a file that is missing, damaged or of another kind.
     """
-    from safetensors import SafetensorError, safe_open
-
     path = path or PACKAGED
     if path.is_dir():
         path = path / "prior.safetensors"
     if not path.exists():
         raise UserError(f"there is no tiny prior at {path}; make one with 'scene-distill prior train'")
+    weights, description = read_weights(path, KIND)
     try:
-        with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
-            if header.get("kind") != KIND:
-                raise UserError(f"{path} is no tiny prior of this version; its header says {header.get('kind')!r}")
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        config = from_plain(TextUNetConfig, json.loads(header["config"]), str(path))
-        vocabulary = Vocabulary(tuple(json.loads(header["words"])), config.length)
-        about = json.loads(header["about"])
+        config = from_plain(TextUNetConfig, description["config"], str(path))
+        vocabulary = Vocabulary(tuple(description["words"]), config.length)
         unet = TextUNet(config)
         unet.load_state_dict(weights)
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} is damaged ({reason}); train it again or restore the packaged file") from error
-    return TinyNetwork(settled(unet), vocabulary, about)
+    return TinyNetwork(settled(unet), vocabulary, description.get("about", {}))
 
 
 def load_tiny(path: Path | None = None, device: torch.device | str = "cpu",

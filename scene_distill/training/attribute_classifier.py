@@ -9,7 +9,6 @@ Use:       R-precision of sampled or rendered pictures, the Janus score, distanc
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ from torch.nn import functional
 
 from scene_distill.core.configs import from_plain
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import write_atomically
 from scene_distill.core.seeds import key
 from scene_distill.data.captioned_shapes_pictures import Pictures, PictureSet
 from scene_distill.nets.attribute_classifier import QUESTIONS, AttributeClassifier, ClassifierConfig
+from scene_distill.nets.weight_files import read_weights, save_weights
 from scene_distill.priors.tiny import PACKAGED as TINY
 from scene_distill.training.picture_networks import Batches, Fit, Log, Schedule, backgrounds, composed, run_fit
 
@@ -126,30 +125,21 @@ def accuracy(network: AttributeClassifier, pictures: Pictures, seed: int) -> dic
 
 def save_judge(path: Path, network: AttributeClassifier, about: dict[str, Any]) -> None:
     """Write the judge in half precision."""
-    from safetensors.torch import save_file
-
-    header = {"kind": KIND, "config": json.dumps(dataclasses.asdict(network.config)), "about": json.dumps(about)}
-    weights = {name: value.detach().half().contiguous() for name, value in network.state_dict().items()}
-    write_atomically(path, lambda temporary: save_file(weights, temporary, header))
+    description = {"kind": KIND, "config": dataclasses.asdict(network.config), "about": about}
+    save_weights(path, network.state_dict(), description)
 
 
 def read_judge(path: Path | None = None) -> tuple[AttributeClassifier, dict[str, Any]]:
     """The judge in a file (default: the packaged one) and what its header tells; `UserError` when it is none."""
-    from safetensors import SafetensorError, safe_open
-
     path = path or PACKAGED
     if path.is_dir():
         path = path / "judge.safetensors"
     if not path.exists():
         raise UserError(f"there is no attribute classifier at {path}; 'scene-distill prior train' makes one")
+    weights, description = read_weights(path, KIND)
     try:
-        with safe_open(str(path), "pt") as file:
-            header = file.metadata() or {}
-            if header.get("kind") != KIND:
-                raise UserError(f"{path} is no attribute classifier of this version")
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-        network = AttributeClassifier(from_plain(ClassifierConfig, json.loads(header["config"]), str(path)))
+        network = AttributeClassifier(from_plain(ClassifierConfig, description["config"], str(path)))
         network.load_state_dict(weights)
-        return network.eval().requires_grad_(False), json.loads(header["about"])
-    except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+    except (KeyError, RuntimeError) as error:
         raise UserError(f"{path} is damaged ({str(error).splitlines()[0]}); train it again") from error
+    return network.eval().requires_grad_(False), description.get("about", {})
