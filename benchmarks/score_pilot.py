@@ -104,7 +104,7 @@ def table(rows: list[dict]) -> str:
         mine = [row for row in rows if row["arm"] == arm]
         if not mine:
             continue
-        cells = [f"{_spread([row[key] for row in mine], digits)}" for key, digits in (("median", 2),)]
+        cells = [_spread([row["median"] for row in mine], 2)]
         cells += [f"{100 * statistics.mean(row[key] for row in mine):.0f} %" for key in ("within 1", "diverged")]
         cells.append(_spread([row["size"] for row in mine], 1))
         calls = round(statistics.mean(row["evaluations per particle"] for row in mine))

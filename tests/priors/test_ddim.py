@@ -99,12 +99,12 @@ def test_sampling_a_mixture_lands_on_its_modes_in_their_proportions():
 def test_up_and_down_again_comes_back():
     prior, prompts = gaussian()
     z = torch.tensor([[1.0, 0.3]], **DOUBLE)
-    up = invert(prior, prompts, Alone("empty"), z, levels_of(0, z), levels_of(500, z), 1)
-    noise = up / (1 + sigma(500) ** 2) ** 0.5
-    seen = []
-    sample(prior, prompts, Alone("empty"), noise, list(range(500, -1, -1)), lambda level, _: seen.append(level))
-    down = sample(prior, prompts, Alone("empty"), noise, list(range(500, -1, -1)))
-    assert seen == list(range(500, -1, -1))
+    up = invert(prior, prompts, Alone("empty"), z, levels_of(0, z), levels_of(240, z), 2)
+    noise = up / (1 + sigma(240) ** 2) ** 0.5
+    seen, levels = [], list(range(240, -1, -2))
+    down = sample(prior, prompts, Alone("empty"), noise, levels, lambda level, _: seen.append(level))
+    assert seen == levels
+    assert float((up - z).norm()) > 0.5
     torch.testing.assert_close(down, z, rtol=0, atol=0.03)
 
 
