@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,7 +109,8 @@ def main(arguments: list[str]) -> None:
     if name not in ACTIONS:
         raise UserError(f"there is no 'prior {name}'; choose one of {', '.join(ACTIONS)}")
     options: Any = tyro.cli(ACTIONS[name], args=rest, prog=f"scene-distill prior {name}")
-    {"train": train, "eval": evaluate, "info": info}[name](options)
+    actions: dict[str, Callable[[Any], None]] = {"train": train, "eval": evaluate, "info": info}
+    actions[name](options)
 
 
 def train(options: PriorTrain) -> None:
