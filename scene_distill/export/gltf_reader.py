@@ -232,7 +232,7 @@ class _Document:
         kind, component = accessor.get("type"), accessor.get("componentType")
         count, columns = accessor.get("count"), _COLUMNS.get(str(kind))
         known = type(component) is int and component in _COMPONENTS
-        if kind not in types or columns is None or not known or "sparse" in accessor:
+        if kind not in types or columns is None or not (known and isinstance(component, int)) or "sparse" in accessor:
             raise _Damaged(f"accessor {index} has type {str(kind)[:20]} of {str(component)[:20]}, which is not read")
         view = self.item("bufferViews", accessor.get("bufferView"))
         buffer = self._buffer(view.get("buffer"))

@@ -65,8 +65,8 @@ class Residual(nn.Module):
         self.norm2, self.conv2 = nn.GroupNorm(_groups(after), after), nn.Conv2d(after, after, 3, padding=1)
         self.modulate = nn.Linear(embedding, 2 * after)
         self.bypass = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """[B, after, H, W] of x [B, before, H, W] and embedding [B, E]."""
@@ -88,8 +88,8 @@ class Attention(nn.Module):
         self.norm = nn.GroupNorm(_groups(width), width)
         self.cells, self.words = nn.Linear(width, (3 if own else 1) * width), nn.Linear(text_width, 2 * width)
         self.leave = nn.Linear(width, width)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """[B, C, H, W] of x [B, C, H, W] and tokens [B, L, D]."""
@@ -142,8 +142,8 @@ class TextUNet(nn.Module):
                 self.up.append(nn.Conv2d(width, width, 3, padding=1))
         self.norm = nn.GroupNorm(_groups(width), width)
         self.leave = nn.Conv2d(width, folded, 3, padding=1)
-        nn.init.zeros_(self.leave.weight)
-        nn.init.zeros_(self.leave.bias)
+        for parameter in self.leave.parameters():
+            nn.init.zeros_(parameter)
 
     def _stage(self, before: int, after: int, level: int) -> nn.ModuleList:
         parts: list[nn.Module] = [Residual(before, after, self.config.embedding)]
