@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+OF_ITS_MACHINE = ("per_view", "held_out", "provenance", "trained")
+"""Parts of metrics.json that are long or name folders of the machine; a campaign leaves them in the run's folder."""
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -52,7 +55,8 @@ class Campaign:
         if name not in self.results:
             started = time.time()
             subprocess.run(command, check=True, cwd=ROOT)
-            report = json.loads((folder / "metrics.json").read_text())
+            metrics = json.loads((folder / "metrics.json").read_text())
+            report = {key: value for key, value in metrics.items() if key not in OF_ITS_MACHINE}
             self.keep(name, report | {"wall_seconds": time.time() - started})
         return self.results[name]
 

@@ -45,7 +45,7 @@ def exported(tmp_path_factory):
 
     told = io.StringIO()
     with contextlib.redirect_stdout(told), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console.console, "file", told)
+        patch.setattr(console.console, "_file", told)
         main([str(folder / "town.ply"), "--output-dir", str(folder / "out"), "--format", *LEAST_DB])
     return folder, told.getvalue()
 

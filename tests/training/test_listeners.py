@@ -54,7 +54,7 @@ def test_tensorboard_events_say_what_the_log_says(folder):
     assert "seed: 5" in str(events.Tensors("config/text_summary")[0])
 
 
-def test_wandb_writes_an_offline_run_that_says_what_the_log_says(folder, monkeypatch):
+def test_wandb_writes_an_offline_run_that_says_what_the_log_says(folder, monkeypatch, capsys):
     pytest.importorskip("wandb")
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
@@ -63,6 +63,7 @@ def test_wandb_writes_an_offline_run_that_says_what_the_log_says(folder, monkeyp
     finished(folder)
     with audience(folder.path, ["wandb"]) as heard:
         heard.finish()
+    assert capsys.readouterr().out == "", "a listener that fails is told and left out"
     (path,) = (folder.path / "wandb").glob("offline-run-*/run-*.wandb")
     store, rows, config, summary = DataStore(), [], {}, {}
     store.open_for_scan(str(path))
