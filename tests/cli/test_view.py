@@ -79,7 +79,13 @@ def test_the_command_serves_until_it_is_interrupted(splats, tmp_path):
         "new",
     ]
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+
+    def hear_interrupts() -> None:  # a shell starts what runs in its background deaf to them
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_interrupts
+    ) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         url = first.split()[2]
