@@ -75,9 +75,9 @@ class _LiveBoard:
         self._rows = rows
 
     def __rich__(self) -> RenderableType:
-        table = Table.grid(padding=(0, 2))
+        table = Table.grid(padding=(0, 2), expand=True)
         table.add_column(style="cyan", no_wrap=True)
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)  # a long row is cut, and never its label
         for row in self._rows():
             table.add_row(Text(row.label), row.text)
         return Group(self._bar, table)

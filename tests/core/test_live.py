@@ -36,6 +36,15 @@ def test_a_terminal_gets_a_bar_and_rows_below_it(terminal):
     assert "a note for logs" not in text
 
 
+def test_a_row_that_is_too_long_is_cut_and_keeps_its_label(terminal):
+    out = terminal(True)
+    long = [Row("loss", "0.0321", curve([3, 2, 1]), "l1 0.02"), Row("step", "12 ms:", "", "render 3.0  " * 40)]
+    with live_board("training", 200, 20) as board:
+        board.update(100, "", lambda: long)
+    text = out.getvalue()
+    assert "loss" in text and "step" in text and "12 ms:" in text and "…" in text
+
+
 def test_a_log_file_gets_lines_and_no_control_characters(terminal, monkeypatch):
     monkeypatch.setattr(console_module, "SECONDS_BETWEEN_LINES", 0.0)
     out = terminal(False)
