@@ -65,27 +65,13 @@ def test_a_port_that_is_taken_is_a_sentence(splats, tmp_path):
 def test_the_command_serves_until_it_is_interrupted(splats, tmp_path):
     path = tmp_path / "file.ply"
     write_ply(splats, path, SplatMetadata())
-    command = [
-        sys.executable,
-        "-m",
-        "scene_distill",
-        "view",
-        str(path),
-        "--port",
-        "0",
-        "--host",
-        "0.0.0.0",
-        "--token",
-        "new",
-    ]
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-
-    def hear_interrupts() -> None:  # a shell starts what runs in its background deaf to them
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, env=environment, preexec_fn=hear_interrupts
-    ) as process:
+    hears_interrupts = (  # a shell starts what runs in its background deaf to them
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from scene_distill.cli.main import main; main()"
+    )
+    options = ["view", str(path), "--port", "0", "--host", "0.0.0.0", "--token", "new"]
+    command, environment = [sys.executable, "-c", hears_interrupts, *options], os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
         url = first.split()[2]
