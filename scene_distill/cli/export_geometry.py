@@ -230,7 +230,7 @@ def _write_cameras(scene: Scene, kind: str, folder: Path) -> Path:
 @contextmanager
 def _stages() -> Iterator[Tell]:
     """A progress bar for one stage after another."""
-    current: list[tuple[str, object, object]] = []
+    current: list[tuple[str, object, object, int]] = []
 
     def close() -> None:
         while current:
@@ -240,8 +240,9 @@ def _stages() -> Iterator[Tell]:
         if not current or current[0][0] != stage:
             close()
             bar = progress(stage, total)
-            current.append((stage, bar, bar.__enter__()))
-        current[0][2].update(done)  # type: ignore[attr-defined]
+            current.append((stage, bar, bar.__enter__(), total))
+        _, _, meter, first_total = current[0]
+        meter.update(done * first_total // max(total, 1))  # type: ignore[attr-defined]  # a stage may find more to do
 
     try:
         yield tell
