@@ -162,7 +162,7 @@ def test_workers_that_see_different_data_say_so(tmp_path):
         "    try:\n"
         "        workers.agree('numbers', np.arange(3) + workers.rank)\n"
         "    except UserError as error:\n"
-        "        print(error)\n"
+        "        sys.stdout.write(f'{error}\\n')  # one write a line: two processes share the pipe\n"
     )
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, str(tmp_path / "program.py")]
@@ -178,7 +178,8 @@ def test_preparing_may_take_longer_than_any_step(tmp_path):
         "with joined(2, lambda: [sys.executable, sys.argv[0]], timeout_s=8) as workers:\n"
         "    with workers.first_before_others('worker 0 sleeps'):\n"
         "        time.sleep(10 if workers.rank == 0 else 0)\n"
-        "    print(workers.prepared('found' if workers.rank == 0 else None, 'worker 0 tells'))\n"
+        "    told = workers.prepared('found' if workers.rank == 0 else None, 'worker 0 tells')\n"
+        "    sys.stdout.write(f'{told}\\n')\n"
     )
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, str(tmp_path / "program.py")]
