@@ -1,9 +1,9 @@
-"""`scene-distill prior train|eval|info`."""
+"""`scene-distill prior train|eval|info|package`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ import tyro
 
 from scene_distill.core.console import progress, say, say_next, show_table
 from scene_distill.core.errors import UserError
+from scene_distill.training.prior_settings import JudgeTraining, PriorEvaluation, PriorTraining
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,44 +29,32 @@ SHEET_CAPTIONS = (
 
 
 @dataclass(frozen=True)
-class PriorTrain:
+class PriorTrain(PriorTraining):
     """Train the tiny text-to-picture prior and its judge on toy pictures that it renders itself. Stopped at any time,
     it continues with --resume and ends with the same weights."""
 
     output_dir: Path = Path("outputs/prior")
     """Folder for pictures, checkpoint, log, samples, judge.safetensors and prior.safetensors."""
-    size: int = 32
-    """Pixels of a picture's side: 32 or 64."""
-    patch: int = 2
-    """Pixels folded into one cell of the network, per side."""
-    pictures: int = 30_000
-    """Training pictures."""
-    steps: int = 12_000
-    """Training steps."""
-    batch: int = 64
-    """Pictures a step."""
-    rate: float = 6e-4
-    """Highest learning rate."""
-    judge_pictures: int = 12_000
+    judge_pictures: int = JudgeTraining.pictures
     """Pictures the judge learns from."""
-    judge_steps: int = 2500
+    judge_steps: int = JudgeTraining.steps
     """Training steps of the judge; 0 trains none."""
-    seed: int = 0
-    """Seed of pictures, weights and noise."""
     save_every: int = 250
     """Steps between checkpoints."""
     sample_every: int = 1000
     """Steps between sheets of samples; 0 draws one at the end."""
     threads: int = 0
     """CPU threads; 0 takes all. Weights agree bit by bit only for the same number."""
-    mixed: bool = True
-    """Convolutions in bfloat16."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the training in the folder."""
 
+    def training(self) -> PriorTraining:
+        """What decides the prior, without how the command runs."""
+        return PriorTraining(**{field.name: getattr(self, field.name) for field in fields(PriorTraining)})
+
 
 @dataclass(frozen=True)
-class PriorEval:
+class PriorEval(PriorEvaluation):
     """Sample a tiny prior and let the judge read the pictures: R-precision on known and on held-out pairs of colour and
     object, beside the ceiling of rendered pictures and chance."""
 
@@ -73,18 +62,14 @@ class PriorEval:
     """prior.safetensors or a folder with it; default: the packaged prior."""
     judge: Path | None = None
     """judge.safetensors or a folder with it; default: beside the prior, else the packaged one."""
-    samples: int = 128
-    """Pictures of known, and as many of held-out pairs."""
-    guidance: float = 3.0
-    """Classifier-free guidance in standard form: 1 is the prompt alone."""
-    steps: int = 30
-    """DDIM steps."""
-    seed: int = 1
-    """Seed of captions and noise."""
     sheet: Path | None = None
     """Also write a sheet of samples (PNG)."""
     json: Path | None = None
     """Also write the figures to this file."""
+
+    def measuring(self) -> PriorEvaluation:
+        """What decides the figures."""
+        return PriorEvaluation(**{field.name: getattr(self, field.name) for field in fields(PriorEvaluation)})
 
 
 @dataclass(frozen=True)
@@ -95,21 +80,34 @@ class PriorInfo:
     """prior.safetensors or a folder with it; default: the packaged prior."""
 
 
-ACTIONS = {"train": PriorTrain, "eval": PriorEval, "info": PriorInfo}
+@dataclass(frozen=True)
+class PriorPackage:
+    """Put a finished training's prior and judge where this checkout's package looks for them, and its loss curve and
+    samples into the documentation's pictures. For whoever ships the package."""
+
+    folder: tyro.conf.Positional[Path] = Path("outputs/prior")
+    """Folder of 'prior train'."""
+    weights_dir: Path | None = None
+    """Where the weights go; default: scene_distill/priors/weights of this checkout."""
+    images_dir: Path | None = None
+    """Where the pictures go; default: docs/images of this checkout."""
+
+
+ACTIONS = {"train": PriorTrain, "eval": PriorEval, "info": PriorInfo, "package": PriorPackage}
 
 
 def main(arguments: list[str]) -> None:
-    """Train, measure, or describe a prior."""
+    """Train, measure, describe or package a prior."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        say("usage: scene-distill prior train|eval|info ...\n")
+        say("usage: scene-distill prior train|eval|info|package ...\n")
         for name, kind in ACTIONS.items():
-            say(f"  {name:<6} {' '.join((kind.__doc__ or '').split())}")
+            say(f"  {name:<8} {' '.join((kind.__doc__ or '').split())}")
         return
     name, *rest = arguments
     if name not in ACTIONS:
         raise UserError(f"there is no 'prior {name}'; choose one of {', '.join(ACTIONS)}")
     options: Any = tyro.cli(ACTIONS[name], args=rest, prog=f"scene-distill prior {name}")
-    actions: dict[str, Callable[[Any], None]] = {"train": train, "eval": evaluate, "info": info}
+    actions: dict[str, Callable[[Any], None]] = {"train": train, "eval": evaluate, "info": info, "package": package}
     actions[name](options)
 
 
@@ -117,10 +115,9 @@ def train(options: PriorTrain) -> None:
     """Render the pictures, train the judge, train the prior, write samples and the loss curve."""
     import torch
 
-    from scene_distill.training.tiny_prior import PriorTrainer, PriorTraining
+    from scene_distill.training.tiny_prior import PriorTrainer
 
-    config = PriorTraining(options.size, options.patch, options.pictures, options.steps, options.batch, options.rate,
-                           mixed=options.mixed, seed=options.seed)  # fmt: skip
+    config = options.training()
     check(options)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -159,7 +156,7 @@ def pictures(wanted: PictureSet, folder: Path) -> Pictures:
 
 def train_judge(options: PriorTrain) -> None:
     """Train the attribute classifier, or keep the one that is there."""
-    from scene_distill.training.attribute_classifier import JudgeTraining, train_judge
+    from scene_distill.training.attribute_classifier import train_judge
 
     config = JudgeTraining(options.size, options.judge_pictures, options.judge_steps, seed=options.seed)
     shown = pictures(config.picture_set(), options.output_dir)
@@ -210,11 +207,11 @@ def evaluate(options: PriorEval) -> None:
     """Print and write the figures."""
     from scene_distill.core.files import write_json
     from scene_distill.priors.tiny import load_tiny
-    from scene_distill.training.prior_evaluation import PriorEvaluation, evaluate_prior
+    from scene_distill.training.prior_evaluation import evaluate_prior
 
     prior = load_tiny(options.prior)
     judge, about = find_judge(options)
-    how = PriorEvaluation(options.samples, options.guidance, options.steps, options.seed)
+    how = options.measuring()
     report = evaluate_prior(prior, judge, how) | {"judge": about}
     show(report)
     if options.json:
@@ -263,3 +260,18 @@ def info(options: PriorInfo) -> None:
     say(f"trained {about.get('step')} steps, last loss {about.get('loss')}, settings {about.get('training')}")
     say(f"words: {' '.join(network.vocabulary.words)}")
     say_next(f"scene-distill prior eval {options.prior or ''}".rstrip(), "R-precision of its samples")
+
+
+def package(options: PriorPackage) -> None:
+    """Copy the weights and draw the pictures."""
+    import scene_distill
+    from scene_distill.priors.tiny import PACKAGED, sha256
+    from scene_distill.training.prior_packaging import package_prior
+
+    checkout = Path(scene_distill.__file__).resolve().parents[1]
+    if options.images_dir is None and not (checkout / "docs" / "images").is_dir():
+        raise UserError("this is an installed package without documentation; name --weights-dir and --images-dir")
+    weights, images = options.weights_dir or PACKAGED.parent, options.images_dir or checkout / "docs" / "images"
+    for path in package_prior(options.folder, weights, images, lambda network, to: write_sheet(network.prior(), to)):
+        say(f"{path}: {path.stat().st_size / 1e3:.0f} kB, sha256 {sha256(path)}")
+    say_next("scene-distill prior eval", "R-precision of the packaged prior's samples")

@@ -34,6 +34,8 @@ from scene_distill.priors.schedules import NoiseSchedule, cosine
 PACKAGED = Path(__file__).parent / "weights" / "tiny.safetensors"
 """The weights that come with the package."""
 
+HOW_TO_TRAIN = "train one with 'scene-distill prior train --output-dir outputs/prior'"
+
 KIND = "scene-distill tiny prior 1"
 
 
@@ -78,6 +80,11 @@ class TinyNetwork:
     vocabulary: Vocabulary
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def module(self) -> nn.Module:
+        """What VSD copies and trains."""
+        return self.unet
+
     @torch.no_grad()
     def describe(self, prompts: Sequence[str]) -> Condition:
         """Word vectors [B, L, D] and their mean [B, D], float32."""
@@ -116,8 +123,13 @@ def read_tiny(path: Path | None = None) -> TinyNetwork:
     path = path or PACKAGED
     if path.is_dir():
         path = path / "prior.safetensors"
+    if path == PACKAGED and not path.exists():
+        raise UserError(
+            "this installation comes without a trained tiny prior (there is no tiny prior at "
+            f"{path}); {HOW_TO_TRAIN}, then name outputs/prior"
+        )
     if not path.exists():
-        raise UserError(f"there is no tiny prior at {path}; make one with 'scene-distill prior train'")
+        raise UserError(f"there is no tiny prior at {path}; {HOW_TO_TRAIN}")
     weights, description = read_weights(path, KIND)
     try:
         config = from_plain(TextUNetConfig, description["config"], str(path))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,18 @@ from torch.nn import functional
 from scene_distill.core.configs import from_plain
 from scene_distill.core.errors import UserError
 from scene_distill.core.seeds import key
-from scene_distill.data.captioned_shapes_pictures import Pictures, PictureSet
+from scene_distill.data.captioned_shapes_pictures import Pictures
 from scene_distill.nets.attribute_classifier import QUESTIONS, AttributeClassifier, ClassifierConfig
 from scene_distill.nets.weight_files import read_weights, save_weights
+from scene_distill.priors.tiny import HOW_TO_TRAIN
 from scene_distill.priors.tiny import PACKAGED as TINY
 from scene_distill.training.picture_networks import Batches, Fit, Log, Schedule, backgrounds, composed, run_fit
+from scene_distill.training.prior_settings import JudgeTraining
 
 PACKAGED = TINY.with_name("judge.safetensors")
 """The judge that comes with the package."""
 
 KIND = "scene-distill attribute classifier 1"
-
-
-@dataclass(frozen=True)
-class JudgeTraining:
-    """How the judge is trained."""
-
-    size: int = 32
-    pictures: int = 12_000
-    steps: int = 2500
-    batch: int = 64
-    rate: float = 1e-3
-    seed: int = 0
-
-    def picture_set(self) -> PictureSet:
-        """Its pictures: all pairs, drawn for it alone."""
-        return PictureSet("judge", "all", self.pictures, self.size, self.seed)
 
 
 def train_judge(config: JudgeTraining, pictures: Pictures, folder: Path,
@@ -135,7 +120,7 @@ def read_judge(path: Path | None = None) -> tuple[AttributeClassifier, dict[str,
     if path.is_dir():
         path = path / "judge.safetensors"
     if not path.exists():
-        raise UserError(f"there is no attribute classifier at {path}; 'scene-distill prior train' makes one")
+        raise UserError(f"there is no attribute classifier at {path}; {HOW_TO_TRAIN}, which makes both")
     weights, description = read_weights(path, KIND)
     try:
         network = AttributeClassifier(from_plain(ClassifierConfig, description["config"], str(path)))

@@ -105,8 +105,7 @@ class Log:
         self._path = path
         self.lines: list[dict[str, float]] = []
         if step and path.exists():
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-            self.lines = [line for line in lines if line["step"] <= step]
+            self.lines = [line for line in read_log(path) if line["step"] <= step]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
 
@@ -115,6 +114,14 @@ class Log:
         self.lines.append(line)
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The whole lines of a log (a run that was killed may leave half of one); `UserError` when there is none."""
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no log of a training ({error})") from error
 
 
 class Batches:

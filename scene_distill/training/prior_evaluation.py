@@ -10,7 +10,7 @@ distance      Frechet distance of the judge's features between samples and rende
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,17 +33,8 @@ from scene_distill.data.captioned_shapes_pictures import NATURAL
 from scene_distill.nets.attribute_classifier import AttributeClassifier, retrieved
 from scene_distill.priors.prior import NoisePrior
 from scene_distill.training.picture_networks import composed
+from scene_distill.training.prior_settings import PriorEvaluation
 from scene_distill.training.tiny_prior import sampled
-
-
-@dataclass(frozen=True)
-class PriorEvaluation:
-    """How a prior is measured: samples per split, guidance, DDIM steps, seed."""
-
-    samples: int = 128
-    guidance: float = 3.0
-    steps: int = 30
-    seed: int = 1
 
 
 def evaluate_prior(prior: NoisePrior, judge: AttributeClassifier, options: PriorEvaluation) -> dict[str, Any]:

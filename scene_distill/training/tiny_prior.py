@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,54 +21,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from scene_distill.core.errors import UserError
-from scene_distill.core.seeds import key, torch_generator
+from scene_distill.core.seeds import torch_generator
 from scene_distill.data.captioned_shapes import COLOR_NAMES, HELD_OUT, SHAPE_NAMES, VIEWS, WORDS
 from scene_distill.data.captioned_shapes_objects import KINDS
-from scene_distill.data.captioned_shapes_pictures import NATURAL, Pictures, PictureSet
-from scene_distill.nets.text_unet import TextUNet, TextUNetConfig
+from scene_distill.data.captioned_shapes_pictures import NATURAL, Pictures
+from scene_distill.nets.text_unet import TextUNet
 from scene_distill.priors.ddim import sample, spaced
 from scene_distill.priors.guidance import Guided
 from scene_distill.priors.network import NetworkPrior
 from scene_distill.priors.prior import NoisePrior
 from scene_distill.priors.tiny import TinyNetwork, Vocabulary, save_tiny, settled, tiny_schedule
 from scene_distill.training.picture_networks import Batches, Fit, Log, Schedule, run_fit
+from scene_distill.training.prior_settings import LENGTH, PriorTraining
 
 STATE, WEIGHTS = "prior-state.pt", "prior.safetensors"
 
 SAMPLED_FROM = 0.985
 """Sampling starts at this fraction of the levels, sigma near 45; above it float32 has little left of the picture."""
-
-LENGTH = 8
-"""Telling words that a prompt may have."""
-
-
-@dataclass(frozen=True)
-class PriorTraining:
-    """How a tiny prior is trained."""
-
-    size: int = 32
-    patch: int = 2
-    pictures: int = 30_000
-    steps: int = 12_000
-    batch: int = 64
-    rate: float = 6e-4
-    warmup: int = 300
-    ema: float = 0.999
-    mixed: bool = True
-    seed: int = 0
-
-    def picture_set(self) -> PictureSet:
-        """Its pictures: known pairs only."""
-        return PictureSet("prior", "known", self.pictures, self.size, self.seed)
-
-    def network(self) -> TextUNet:
-        """The untrained network, its weights drawn from the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(self.seed, "tiny prior", "weights"))
-            config = TextUNetConfig(size=self.size, patch=self.patch, words=len(WORDS), length=LENGTH)
-            unet = TextUNet(config).to(memory_format=torch.channels_last)
-        unet.mixed = self.mixed
-        return unet
 
 
 class PriorTrainer:

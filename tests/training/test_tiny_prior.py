@@ -12,12 +12,15 @@ from scene_distill.core.seeds import torch_generator
 from scene_distill.data.captioned_shapes import COLOR_NAMES, SHAPE_NAMES, WORDS
 from scene_distill.data.captioned_shapes_pictures import Pictures, PictureSet, render_pictures
 from scene_distill.nets.attribute_classifier import retrieved
+from scene_distill.priors import tiny
 from scene_distill.priors.prior import Counted, NoisePrior
 from scene_distill.priors.tiny import load_tiny, read_tiny, save_tiny
-from scene_distill.training.attribute_classifier import JudgeTraining, read_judge, train_judge
+from scene_distill.training.attribute_classifier import read_judge, train_judge
 from scene_distill.training.picture_networks import Schedule
 from scene_distill.training.prior_evaluation import evaluation_shot, feature_distance
-from scene_distill.training.tiny_prior import PriorTrainer, PriorTraining, caption_numbers, dropped, sampled
+from scene_distill.training.prior_packaging import package_prior
+from scene_distill.training.prior_settings import JudgeTraining, PriorTraining
+from scene_distill.training.tiny_prior import PriorTrainer, caption_numbers, dropped, sampled
 
 SMALL = PriorTraining(size=16, pictures=12, steps=4, batch=4, warmup=1)
 
@@ -45,6 +48,33 @@ def test_a_training_that_was_stopped_ends_with_the_same_bits(pictures: Pictures,
     for name, value in whole.fit.average.items():
         assert torch.equal(value, resumed.fit.average[name]), name
     assert (whole.folder / "prior.safetensors").read_bytes() == (tmp_path / "prior.safetensors").read_bytes()
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a SIGKILL."""
+
+
+def test_a_training_that_was_killed_between_checkpoints_ends_with_the_same_bits(
+    pictures: Pictures, whole: PriorTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = PriorTrainer(SMALL, pictures, tmp_path, resume=False)
+    learn = trainer.fit.learn
+
+    def mortal(loss: torch.Tensor) -> None:
+        if trainer.fit.step == 3:
+            raise Killed
+        learn(loss)
+
+    monkeypatch.setattr(trainer.fit, "learn", mortal)
+    with pytest.raises(Killed):
+        trainer.run(lambda *_: None, 2)
+    with (tmp_path / "prior-log.jsonl").open("a") as log:
+        log.write('{"step": 3, "loss": 0.')
+    resumed = PriorTrainer(SMALL, pictures, tmp_path, resume=True)
+    assert resumed.fit.step == 2, "the last checkpoint, not the last step"
+    resumed.run(lambda *_: None, 2)
+    for name in ("prior.safetensors", "prior-log.jsonl"):
+        assert (whole.folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
 
 
 def test_a_training_is_not_overwritten_nor_continued_as_another(pictures: Pictures, whole: PriorTrainer):
@@ -175,13 +205,49 @@ def test_evaluation_asks_from_clear_views():
     assert all(shot.toy.held_out for shot in shots)
 
 
+def test_a_finished_training_is_packaged_and_found_there(
+    whole: PriorTrainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tiny, "PACKAGED", tmp_path / "weights" / "tiny.safetensors")
+    with pytest.raises(UserError, match=r"comes without a trained tiny prior .* 'scene-distill prior train"):
+        load_tiny()
+    sheets = []
+
+    def package() -> list[Path]:
+        return package_prior(whole.folder, tmp_path / "weights", tmp_path / "images", lambda _, to: sheets.append(to))
+
+    with pytest.raises(UserError, match="no attribute classifier"):
+        package()
+    config = JudgeTraining(size=16, pictures=4, steps=1, batch=2)
+    train_judge(config, render_pictures(config.picture_set()), whole.folder)
+    made = package()
+    assert [path.name for path in made] == [
+        "tiny.safetensors", "judge.safetensors", "prior_loss.png", "prior_samples.png"
+    ]  # fmt: skip
+    assert all(path.exists() for path in made[:3]) and sheets == made[3:]
+    assert load_tiny().x0_shape == (3, 16, 16)
+    assert made[0].read_bytes() == (whole.folder / "prior.safetensors").read_bytes()
+
+
+def test_an_unfinished_training_is_not_packaged(pictures: Pictures, tmp_path: Path):
+    trained(pictures, tmp_path / "run", stop_at=2)
+    config = JudgeTraining(size=16, pictures=4, steps=1, batch=2)
+    train_judge(config, render_pictures(config.picture_set()), tmp_path / "run")
+    with pytest.raises(UserError, match=r"stands at step 2 of 4; finish it with .* --resume"):
+        package_prior(tmp_path / "run", tmp_path / "weights", tmp_path / "images", lambda *_: None)
+    assert not (tmp_path / "weights").exists() and not (tmp_path / "images").exists()
+
+
 def test_the_learning_rate_rises_and_falls():
     schedule = Schedule(1.0, 100, 10)
     rates = [schedule.at(step) for step in range(100)]
     assert rates[0] < 0.2 and max(rates) > 0.95 and rates[-1] < 0.06
 
 
-def test_the_command_line_trains_measures_and_describes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_command_line_trains_measures_describes_and_packages(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("scene_distill.cli.prior.SHEET_CAPTIONS", ("a red chair",))
     folder = str(tmp_path / "prior")
     sizes = ["--size", "16", "--pictures", "8", "--steps", "2", "--batch", "2", "--judge-pictures", "8"]
     main(["prior", "train", "--output-dir", folder, *sizes, "--judge-steps", "2", "--threads", "1"])
@@ -190,6 +256,9 @@ def test_the_command_line_trains_measures_and_describes(tmp_path: Path, capsys: 
         main(["prior", "train", "--output-dir", folder, *sizes])
     main(["prior", "eval", folder, "--samples", "4", "--steps", "2", "--json", str(tmp_path / "figures.json")])
     main(["prior", "info", folder])
+    put = ["--weights-dir", str(tmp_path / "weights"), "--images-dir", str(tmp_path / "images")]
+    main(["prior", "package", folder, *put])
+    assert len(list((tmp_path / "images").glob("prior_*.png"))) == 2
     out = capsys.readouterr()
     assert "continue it with --resume" in out.err
     assert "held-out" in out.out and "M parameters" in out.out and COLOR_NAMES[0] in out.out
