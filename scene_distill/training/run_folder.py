@@ -5,11 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from scene_distill.core.configs import RunConfig, changed_fields, from_plain, read_yaml, save_config
+from scene_distill.core.configs import ConfigT, changed_fields, from_plain, read_yaml, save_config
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
+
+
+class Resumable(Protocol):
+    """A flat frozen config of a run that may be continued."""
+
+    @property
+    def resume(self) -> bool:
+        """Continue the run in the folder."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class RunFolder:
         """Folder of pictures."""
         return self.path / "renders"
 
-    def open(self, config: RunConfig, method: str) -> None:
+    def open(self, config: Resumable, method: str) -> None:
         """Make the folder and write the config, or check that a run to be resumed has the same one.
 
         With ``config.resume`` a folder without a run starts one (a run may be killed before it wrote anything). Raises
@@ -72,7 +81,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config, lambda temporary: save_config(config, temporary, method))
 
-    def saved_config(self, kind: type[RunConfig], method: str) -> RunConfig:
+    def saved_config(self, kind: type[ConfigT], method: str) -> ConfigT:
         """The config the run was started with."""
         found = self.method()
         if found != method:

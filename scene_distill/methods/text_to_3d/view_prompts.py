@@ -42,7 +42,7 @@ def view_weights(azimuth: Tensor, elevation: Tensor, blend: Blend = "interpolate
 
 @dataclass(frozen=True)
 class ViewPrompts:
-    """The conditions of one prompt: ``views`` has four rows (front, side, back, overhead) or, with blend 'none', one."""
+    """The conditions of one prompt: ``views`` has four rows (front, side, back, overhead), or one for blend 'none'."""
 
     views: Condition
     unwanted: Condition

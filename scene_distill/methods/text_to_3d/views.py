@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.cameras import Camera, look_at
+from scene_distill.methods.text_to_3d.config import TextTo3DConfig
 from scene_distill.objectives.score_teacher import Progress
 
 Interval = tuple[float, float]
@@ -114,6 +115,16 @@ class ViewBatch:
         return torch.stack([torch.as_tensor(c.world_from_cam, dtype=torch.float32).flatten() for c in self.cameras])
 
 
+def view_range(config: TextTo3DConfig) -> ViewRange:
+    """The views of a config."""
+    center, target, up = config.camera_jitter
+    return ViewRange(
+        config.image_size, config.views, config.distance, config.elevation, field_of_view=config.field_of_view,
+        overhead=config.overhead, quarters=config.quarters, center_jitter=center, target_jitter=target, up_jitter=up,
+        zoom=Zoom(every=config.zoom_every),
+    )  # fmt: skip
+
+
 def draw_views(views: ViewRange, progress: Progress, generator: torch.Generator) -> ViewBatch:
     """The views of a training step."""
     now, count = views.at(progress), views.count
@@ -141,7 +152,7 @@ def draw_views(views: ViewRange, progress: Progress, generator: torch.Generator)
 
 def orbit_views(count: int, size: int, elevation: float = 15.0, distance: float = 3.2, fov: float = 40.0,
                 start: float = 0.0, ends: Literal["circle", "open"] = "circle") -> ViewBatch:  # fmt: skip
-    """A turntable: ``count`` views around the object, the first at azimuth ``start``; 'open' ends at the first again."""
+    """A turntable: ``count`` views around the object from azimuth ``start``; 'open' ends with the first again."""
     steps = torch.arange(count, dtype=torch.float64) / max(count if ends == "circle" else count - 1, 1)
     azimuth = start + 360.0 * steps
     cameras = tuple(orbit_camera(size, float(a), elevation, distance, fov) for a in azimuth)
