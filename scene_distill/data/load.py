@@ -260,6 +260,6 @@ def _scene_info(folder: Path) -> dict[str, object]:
             info["up"] = np.eye(3)["xyz".index(axis[1])]
         if "origin_lat_lon_alt" in content:
             info["origin"] = [float(value) for value in content["origin_lat_lon_alt"]]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not a readable scene_info.json ({error}); correct or remove it") from error
     return info

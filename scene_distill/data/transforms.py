@@ -35,13 +35,15 @@ def read_transforms(path: Path) -> PosedSet:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); export it again") from error
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not all(
         isinstance(f, dict) and isinstance(f.get("file_path"), str) for f in frames
     ):
         raise UserError(f"{path} has no list of frames with a file_path each; it is not a nerfstudio transforms.json")
+    if not isinstance(content.get("ply_file_path") or "", str):
+        raise UserError(f"{path} has a ply_file_path that is not the name of a file; correct or remove it")
     photos = [_photo(content, frame, path) for frame in frames]
     points, colors = np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
     if content.get("ply_file_path"):
@@ -53,7 +55,7 @@ def read_transforms(path: Path) -> PosedSet:
     masks = sum("mask_path" in frame for frame in frames)
     if masks:
         metadata["masks_ignored"] = masks
-    return PosedSet(photos, points, colors, _held_out(content), metadata)
+    return PosedSet(photos, points, colors, _held_out(content, path), metadata)
 
 
 def write_transforms(scene: Scene, path: Path, ply_name: str = "sparse_pc.ply") -> None:
@@ -81,13 +83,17 @@ def write_transforms(scene: Scene, path: Path, ply_name: str = "sparse_pc.ply") 
     path.write_text(json.dumps({**content, "frames": frames}, indent=1), encoding="utf-8")
 
 
-def _held_out(content: dict[str, Any]) -> frozenset[str] | None:
+def _held_out(content: dict[str, Any], path: Path) -> frozenset[str] | None:
     """Names held out by the file's split: test_filenames, else val_filenames, else what train_filenames leaves out."""
+    for key in ("test_filenames", "val_filenames", "train_filenames"):
+        names = content.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path} has {key} that are not a list of file names; correct or remove them")
     for key in ("test_filenames", "val_filenames"):
         if content.get(key):
             return frozenset(_name(file_path) for file_path in content[key])
     if "train_filenames" in content:
-        kept = {_name(file_path) for file_path in content["train_filenames"]}
+        kept = {_name(file_path) for file_path in content["train_filenames"] or []}
         return frozenset(name for frame in content["frames"] if (name := _name(frame["file_path"])) not in kept)
     return None
 
@@ -108,8 +114,9 @@ def _lens(values: dict[str, Any], photo: Path, path: Path) -> Lens | None:
     """The lens of one frame; None when its numbers are missing or not numbers."""
     model = values.get("camera_model", "OPENCV")
     further = [key for key in ("k3", "k4", "k5", "k6") if values.get(key)]
-    if model not in _PINHOLE_LIKE or further:
-        what = f"the camera model {model}" if model not in _PINHOLE_LIKE else f"the distortion {', '.join(further)}"
+    known = isinstance(model, str) and model in _PINHOLE_LIKE
+    if not known or further:
+        what = f"the camera model {str(model)[:40]}" if not known else f"the distortion {', '.join(further)}"
         raise UserError(f"{path} uses {what}, which is not supported; undistort the photos to a pinhole first")
     try:
         if "w" in values and "h" in values:

@@ -11,14 +11,17 @@ Texture coordinates have v up in both, v down in glTF; `TriangleMesh` has v down
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from scene_distill.core.console import say
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
 from scene_distill.core.geometry import rotmats_from_quats
@@ -138,7 +141,8 @@ def _ply_vertices(mesh: TriangleMesh, rows: slice, dtype: np.dtype) -> np.ndarra
 def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
     """Mesh and metadata of a .glb, .obj or .ply file, through trimesh; a .glb of ours is turned back to its own world.
 
-    Raises `UserError` when trimesh is not installed, or the file is missing, damaged, or without triangles.
+    A texture that is missing or no picture is told, and the mesh comes without it. Raises `UserError` when trimesh is
+    not installed, or the file is missing, damaged, or without triangles.
     """
     if path.suffix.lower() not in (".glb", ".obj", ".ply"):
         raise UserError(f"{path} has no known mesh format; name the file .glb, .obj, .ply.")
@@ -149,7 +153,9 @@ def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
                         ) from error  # fmt: skip
     try:
         metadata, world_from_file = _metadata(path)
-        mesh = _loaded(trimesh, path)
+        with _quiet("trimesh"):
+            mesh = _loaded(trimesh, path)
+        lost = _lost_texture(path, mesh)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     except UserError:
@@ -158,8 +164,53 @@ def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
         raise UserError(f"{path} is damaged or not a mesh ({str(error)[:120] or type(error).__name__}).") from error
     if len(mesh) == 0 or not np.isfinite(mesh.vertices).all():
         raise UserError(f"{path} has no triangles, or vertices that are not finite; it is no mesh that can be used.")
+    if lost is not None:
+        say(f"{path}: its texture {lost} is no picture that can be read; the mesh comes without it")
+        mesh = mesh.without_texture()
     vertices = mesh.vertices @ world_from_file.T
     return TriangleMesh(vertices, mesh.faces, mesh.colors, mesh.uvs, mesh.texture), metadata
+
+
+@contextmanager
+def _quiet(library: str) -> Iterator[None]:
+    """Keep what a library logs about damaged files to itself: the reader says it in its own words."""
+    logger = logging.getLogger(library)
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _lost_texture(path: Path, mesh: TriangleMesh) -> str | None:
+    """The texture that a file names and that is missing or no picture; None when all is well."""
+    from PIL import Image, UnidentifiedImageError
+
+    if path.suffix.lower() == ".glb":
+        materials = _glb_document(path).get("materials", []) if mesh.texture is None and mesh.colors is None else []
+        asked = any("baseColorTexture" in material.get("pbrMetallicRoughness", {}) for material in materials)
+        return "inside it" if asked else None
+    words = _words_after(path, "TextureFile" if path.suffix.lower() == ".ply" else "mtllib")
+    if words is not None and path.suffix.lower() == ".obj":
+        material = path.parent / words
+        words = _words_after(material, "map_Kd") if material.is_file() else words
+    if words is None:
+        return None
+    try:
+        with Image.open(path.parent / words) as image:
+            image.verify()
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return words[:100]
+    return None
+
+
+def _words_after(path: Path, keyword: str) -> str | None:
+    """What follows a keyword in the first lines of a file."""
+    with path.open("rb") as file:
+        lines = file.read(_HEAD_BYTES).decode("utf-8", errors="replace").splitlines()
+    starts = (f"{keyword} ", f"comment {keyword} ")
+    return next((line.split(keyword, 1)[1].strip() for line in map(str.strip, lines) if line.startswith(starts)), None)
 
 
 def _loaded(trimesh: Any, path: Path) -> TriangleMesh:
@@ -209,13 +260,20 @@ def _metadata(path: Path) -> tuple[SplatMetadata, np.ndarray]:
         return metadata_from_comments(comments, path), np.eye(3)
     if len(head) < 20 or head[:4] != b"glTF":
         raise UserError(f"{path} is not a binary glTF file.")
-    document = json.loads(head[20 : 20 + struct.unpack("<I", head[12:16])[0]])
+    document = _glb_document(path)
     own = document["asset"].get("extras", {}).get("scene_distill", {})
     if not own:
         return metadata_from_values({"up": (0.0, 1.0, 0.0), "unit": "metre"}, path), np.eye(3)
     x, y, z, w = (float(value) for value in own["gltf_from_world"])
     turn = rotmats_from_quats(torch.tensor([w, x, y, z], dtype=torch.float64)).numpy()
     return metadata_from_values(own, path), turn.T
+
+
+def _glb_document(path: Path) -> dict[str, Any]:
+    """The JSON of a .glb file."""
+    with path.open("rb") as file:
+        length = struct.unpack("<I", file.read(20)[12:16])[0]
+        return json.loads(file.read(min(length, path.stat().st_size)))
 
 
 def _slices(count: int) -> Iterator[slice]:

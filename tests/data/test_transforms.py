@@ -108,6 +108,10 @@ def test_numbers_that_are_no_lens_are_left_out(tmp_path, content, key, value):
         ({"frames": [{"x": 1}]}, "list of frames"),
         ({"ply_file_path": "nowhere.ply"}, r"nowhere\.ply is missing"),
         ({"ply_file_path": None}, "no 3D points"),
+        ({"ply_file_path": 7}, "ply_file_path that is not the name"),
+        ({"test_filenames": 2**24}, "test_filenames that are not a list"),
+        ({"train_filenames": ["images/photo_01.jpg", {}]}, "train_filenames that are not a list"),
+        ({"camera_model": []}, r"camera model \[\]"),
     ],
 )
 def test_files_that_cannot_be_used_are_refused(tmp_path, content, change, message):
@@ -116,9 +120,10 @@ def test_files_that_cannot_be_used_are_refused(tmp_path, content, change, messag
 
 
 def test_broken_json_is_refused(tmp_path):
-    (tmp_path / "transforms.json").write_text('{"frames": [')
-    with pytest.raises(UserError, match="not readable JSON"):
-        load_scene(tmp_path)
+    for text in ('{"frames": [', "[" * 100_000):
+        (tmp_path / "transforms.json").write_text(text)
+        with pytest.raises(UserError, match="not readable JSON"):
+            load_scene(tmp_path)
 
 
 def test_applied_transform_is_carried_along(tmp_path, content):

@@ -159,3 +159,19 @@ def test_a_foreign_glb_says_y_up(tmp_path) -> None:
     mesh, metadata = read_mesh(tmp_path / "box.glb")
     assert len(mesh) == 12 and metadata.up == (0.0, 1.0, 0.0) and metadata.generator == ""
     assert json.loads(json.dumps(metadata.values()))["unit"] == "metre"
+
+
+@pytest.mark.parametrize("extension", [".ply", ".obj", ".glb"])
+def test_a_lost_texture_is_told_and_not_made_up(tmp_path, extension, capsys, caplog) -> None:
+    path = tmp_path / f"square{extension}"
+    write_mesh(painted(), path, METADATA)
+    assert read_mesh(path)[0].texture is not None and "texture" not in capsys.readouterr().out
+    if extension == ".glb":
+        whole = path.read_bytes()
+        path.write_bytes(whole.replace(b"IHDR", b"XXXX"))
+    else:
+        path.with_suffix(".png").write_bytes(b"no picture")
+    mesh, _ = read_mesh(path)
+    told = capsys.readouterr()
+    assert mesh.texture is None and len(mesh) == 2 and "comes without it" in told.out.replace("\n", " ")
+    assert "Traceback" not in told.err and not caplog.records
