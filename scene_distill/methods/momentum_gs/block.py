@@ -24,6 +24,7 @@ from scene_distill.renderers.anchors import decode
 from scene_distill.renderers.splat import Rendering, render
 from scene_distill.representations import densification
 from scene_distill.representations.anchors import LEARNED, Anchors
+from scene_distill.representations.births import BORN, births_after, births_of, first_births
 from scene_distill.representations.densification import GrowthRules, GrowthStatistics
 from scene_distill.representations.levels import faded
 from scene_distill.training.metrics import psnr
@@ -59,6 +60,7 @@ class BlockTraining:
             *(state[f"growth.{n}"] for n in ("opacity", "views", "gradient", "slot_views"))
         )
         self.owner, self.stamp, self.steps = state[OWNER], state[STAMP], state[STEPS]
+        self.born = births_of(state, "anchors.positions")
         self.drawn = torch.zeros_like(self.steps)
         self.copies = torch.ones_like(self.owner) if copies is None else copies
         self.round = round_.index
@@ -114,6 +116,7 @@ class BlockTraining:
             state |= moments.state(f"moments.{name}")
         names = ("opacity", "views", "gradient", "slot_views")
         state |= {f"growth.{name}": getattr(self.statistics, name) for name in names}
+        state[BORN] = self.born
         drawn = self.drawn > 0
         stamp = torch.where(drawn, torch.full_like(self.stamp, 2 * self.round), self.stamp)
         state |= {OWNER: self.owner, STAMP: stamp, STEPS: torch.where(drawn, self.drawn, self.steps)}
@@ -178,6 +181,7 @@ class BlockTraining:
         keep = ~(densification.to_remove(self.statistics, rules) & mine)
         densification.forget_judged(self.statistics, rules, mine)
         self._follow_halo(keep, len(added))
+        self.born = births_after(self.born, keep, len(added), step)
         self.anchors = self.anchors.select(keep).append(added)
         sizes = self.anchors.log_scales.clone()
         sizes[:, 3:].clamp_(max=math.log(rules.max_size))
@@ -251,5 +255,5 @@ def first_block_state(anchors: Anchors, owner: Tensor) -> State:
     for name in LEARNED:
         state |= AdamMoments.zeros_like(getattr(anchors, name)).state(f"moments.{name}")
     statistics = GrowthStatistics.zeros(len(anchors))
-    state |= first_halo(owner)
+    state |= first_halo(owner) | {BORN: first_births(len(anchors))}
     return state | {f"growth.{n}": getattr(statistics, n) for n in ("opacity", "views", "gradient", "slot_views")}

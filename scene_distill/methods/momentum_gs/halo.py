@@ -25,6 +25,7 @@ from torch import Tensor
 
 from scene_distill.blocks.runtime import SavedState
 from scene_distill.blocks.store import State
+from scene_distill.representations.births import BORN, births_of
 from scene_distill.representations.densification import cell_keys
 
 OWNER, STAMP, STEPS = "halo.owner", "halo.stamp", "halo.steps"
@@ -175,12 +176,12 @@ def _gathered(names: list[str], newest: _Newest, states: Sequence[State | SavedS
     for source, rows, (places, shared_rows, weight) in zip(states, newest.single, newest.shared, strict=True):
         state = source if isinstance(source, dict) else source()
         for name in names:
-            tensor = state[name]
+            tensor = births_of(state, "anchors.positions") if name == BORN else state[name]
             if name not in result:
                 result[name] = tensor.new_zeros((size, *tensor.shape[1:]))
             torch.index_select(tensor, 0, rows, out=result[name][begin : begin + len(rows)])
             mean, part = result[name][singles:], tensor.index_select(0, shared_rows)
-            if name == "anchors.positions":
+            if name in ("anchors.positions", BORN):
                 mean.index_copy_(0, places, part)
             else:
                 mean.index_add_(0, places, part.mul_(weight.reshape(-1, *[1] * (tensor.dim() - 1))))

@@ -33,13 +33,15 @@ TINT = 0.4
 class MergedCity:
     """A anchors in the training frame (world minus ``origin`` [3]), the block each came from [A] int32, and the
     decoders:
-    one that all share, or one per block when sharing was off. ``metadata`` travels into exports."""
+    one that all share, or one per block when sharing was off. ``metadata`` travels into exports. ``born`` [A] int32:
+    when each anchor was made (`representations.births`); None in a city that was saved without."""
 
     anchors: Anchors
     block: Tensor
     decoders: tuple[GaussianDecoder, ...]
     origin: np.ndarray
     metadata: dict[str, Any]
+    born: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.anchors)
@@ -47,7 +49,8 @@ class MergedCity:
     def to(self, device: torch.device | str) -> MergedCity:
         """The same city on a device."""
         decoders = tuple(decoder.to(device) for decoder in self.decoders)
-        return replace(self, anchors=self.anchors.to(device), block=self.block.to(device), decoders=decoders)
+        born = None if self.born is None else self.born.to(device)
+        return replace(self, anchors=self.anchors.to(device), block=self.block.to(device), decoders=decoders, born=born)
 
     @cached_property
     def detail(self) -> LevelOfDetail | None:
@@ -156,11 +159,13 @@ class MergedCity:
             tuple(decoder_from_state(tensors, f"decoder{index}") for index in range(count)),
             tensors["origin"].numpy(),
             metadata,
+            tensors.get("born"),
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by the names in the file."""
         named = self.anchors.state()
+        named |= {} if self.born is None else {"born": self.born}
         named |= {"block": self.block, "origin": torch.as_tensor(self.origin, dtype=torch.float64)}
         for index, decoder in enumerate(self.decoders):
             named |= decoder.state(f"decoder{index}")

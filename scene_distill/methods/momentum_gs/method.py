@@ -32,6 +32,7 @@ from scene_distill.methods.momentum_gs.halo import OWNER, HaloRegion, exchanged,
 from scene_distill.methods.momentum_gs.merged import MergedCity
 from scene_distill.nets.gaussian_decoder import decoder_from_state
 from scene_distill.representations.anchors import LEARNED, Anchors, anchors_from_points, voxelise
+from scene_distill.representations.births import births_of
 from scene_distill.representations.densification import GrowthRules
 from scene_distill.representations.levels import CoarserVoxels
 from scene_distill.training.estimates import Growth
@@ -49,8 +50,8 @@ EXPECTED_GROWTH = 1.7
 BYTES_PER_ANCHOR = 4 * (71 + 2 * 68 + 68 + 22)
 """Parameters, two moments, gradients and growth statistics of one anchor in float32."""
 
-STATE_BYTES_PER_ANCHOR = 4 * (71 + 2 * 68 + 22 + 3)
-"""What a state holds of an anchor: parameters, moments, growth statistics and its halo's numbers."""
+STATE_BYTES_PER_ANCHOR = 4 * (71 + 2 * 68 + 22 + 3 + 1)
+"""What a state holds of an anchor: parameters, moments, growth statistics, its halo's numbers and its birth."""
 
 BYTES_PER_VISIBLE_ANCHOR = 10 * 4 * (2 * 14 + 2 * 14 + 40)
 """Measured order of a step's scratch per visible anchor: decoded slots and their gradients, projection, tile pairs."""
@@ -239,15 +240,16 @@ class MomentumGS:
 
     def merge(self, states: Mapping[int, SavedState]) -> MergedCity:
         """One city: of each block the anchors inside its own cell (cells are disjoint, nothing is blended)."""
-        kept, blocks, decoders = [], [], []
+        kept, blocks, born, decoders = [], [], [], []
         for unit in sorted(states):
             state = states[unit]()
             around = {other: states[other] for other in self.neighbours(unit)}
             state = self.exchanged(unit, state, around) if around else state
             anchors = Anchors.of_state(state).to("cpu")
-            mine = anchors.select(self.blocks.owns(unit, anchors.positions))
-            kept.append(mine)
-            blocks.append(torch.full((len(mine),), unit, dtype=torch.int32))
+            mine = self.blocks.owns(unit, anchors.positions)
+            kept.append(anchors.select(mine))
+            blocks.append(torch.full((len(kept[-1]),), unit, dtype=torch.int32))
+            born.append(births_of(state, "anchors.positions").cpu()[mine])
             if not self.config.share_decoder:
                 decoders.append(decoder_from_state(state, "student"))
         shared = (self.shared.student.copy(),) if self.config.share_decoder else tuple(decoders)
@@ -256,7 +258,8 @@ class MomentumGS:
             metadata["level_of_detail"] = self.detail.to_dict()
         if self.config.appearance_dim > 0:
             metadata["appearance_views"] = [frame.name for frame in self.scene.train_frames]
-        city = MergedCity(Anchors.cat(kept), torch.cat(blocks), shared, self.blocks.origin, metadata)
+        origin = self.blocks.origin
+        city = MergedCity(Anchors.cat(kept), torch.cat(blocks), shared, origin, metadata, torch.cat(born))
         return city.to(self.device)
 
     def _setting(self, unit: int) -> BlockSetting:

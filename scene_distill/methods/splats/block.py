@@ -20,6 +20,7 @@ from scene_distill.objectives import photometric
 from scene_distill.renderers.splat import DrawOptions, Rendering, render
 from scene_distill.renderers.stored_splats import drawn_rows, take
 from scene_distill.representations import splat_densification as densification
+from scene_distill.representations.births import BORN, births_after, births_of, first_births
 from scene_distill.representations.splat_densification import DensificationRules, ScreenGradients
 from scene_distill.representations.splats import Splats, stored_tensors
 from scene_distill.training.optimisers import AdamMoments, log_linear
@@ -52,6 +53,7 @@ class BlockTraining:
         self.parameters = {name: state[f"splats.{name}"] for name in PARAMETERS}
         self.moments = {name: AdamMoments.from_state(state, f"moments.{name}") for name in PARAMETERS}
         self.statistics = ScreenGradients(state["growth.gradient"], state["growth.views"])
+        self.born = births_of(state, "splats.means")
 
     def __len__(self) -> int:
         return len(self.parameters["means"])
@@ -84,7 +86,7 @@ class BlockTraining:
 
     def close(self) -> tuple[State, dict[str, float]]:
         """The block's state; there is no scoreboard."""
-        return block_state(self.parameters, self.moments, self.statistics), {}
+        return block_state(self.parameters, self.moments, self.statistics, self.born), {}
 
     def _bases(self, step: int) -> int:
         """Harmonics in use at a step, the constant one included."""
@@ -129,6 +131,7 @@ class BlockTraining:
             self.parameters = {n: torch.cat([p[event.keep], added[n]]) for n, p in self.parameters.items()}
             self.moments = {name: moments.select(event.keep, count) for name, moments in self.moments.items()}
             self.statistics = self.statistics.rows(event.keep, count)
+            self.born = births_after(self.born, event.keep, count, step)
         if self._is_due(step, config.opacity_resets):
             logits = self.parameters["opacity_logits"]
             self.parameters["opacity_logits"] = densification.reset_opacities(logits, 2 * config.min_opacity)
@@ -164,12 +167,14 @@ def first_block_state(splats: Splats, sh_degree: int, largest: float) -> State:
     parameters["sh"] = torch.zeros(len(splats), spherical_harmonics.basis_count(sh_degree), 3)
     parameters["sh"][:, :1] = splats.sh[:, :1]
     moments = {name: AdamMoments.zeros_like(parameter) for name, parameter in parameters.items()}
-    return block_state(parameters, moments, ScreenGradients.zeros(len(splats)))
+    return block_state(parameters, moments, ScreenGradients.zeros(len(splats)), first_births(len(splats)))
 
 
-def block_state(parameters: dict[str, Tensor], moments: dict[str, AdamMoments], statistics: ScreenGradients) -> State:
-    """Parameters, moments and statistics as a flat dict of tensors."""
+def block_state(
+    parameters: dict[str, Tensor], moments: dict[str, AdamMoments], statistics: ScreenGradients, born: Tensor
+) -> State:
+    """Parameters, moments, statistics and births (`representations.births`) as a flat dict of tensors."""
     state: State = {f"splats.{name}": parameter for name, parameter in parameters.items()}
     for name, each in moments.items():
         state |= each.state(f"moments.{name}")
-    return state | {"growth.gradient": statistics.gradient, "growth.views": statistics.views}
+    return state | {"growth.gradient": statistics.gradient, "growth.views": statistics.views, BORN: born}

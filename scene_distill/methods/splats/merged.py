@@ -27,13 +27,15 @@ FIELDS = tuple(field.name for field in fields(Splats))
 class MergedSplats:
     """N splats in the training frame (world minus ``origin`` [3]) and the block each came from [N] int32.
 
-    ``metadata`` travels into exports.
+    ``metadata`` travels into exports. ``born`` [N] int32: when each was made (`representations.births`); None in a
+    scene that was saved without.
     """
 
     local: Splats
     block: Tensor
     origin: np.ndarray
     metadata: dict[str, Any]
+    born: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.local)
@@ -41,7 +43,8 @@ class MergedSplats:
     def to(self, device: torch.device | str) -> MergedSplats:
         """The same scene on a device."""
         local = Splats(**{name: getattr(self.local, name).to(device) for name in FIELDS})
-        return replace(self, local=local, block=self.block.to(device))
+        born = None if self.born is None else self.born.to(device)
+        return replace(self, local=local, block=self.block.to(device), born=born)
 
     def splats(self) -> Splats:
         """The splats in the training frame on the CPU, as an exporter writes them."""
@@ -71,11 +74,13 @@ class MergedSplats:
                 header = json.loads((file.metadata() or {})["scene_distill"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             local = Splats(**{name: tensors[f"splats.{name}"] for name in FIELDS})
-            return MergedSplats(local, tensors["block"], tensors["origin"].numpy(), header["metadata"])
+            origin, born = tensors["origin"].numpy(), tensors.get("born")
+            return MergedSplats(local, tensors["block"], origin, header["metadata"], born)
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"{path} is not a readable splats model ({error}); train or copy the run again") from error
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by the names in the file."""
         named = {f"splats.{name}": getattr(self.local, name) for name in FIELDS}
+        named |= {} if self.born is None else {"born": self.born}
         return named | {"block": self.block, "origin": torch.as_tensor(self.origin, dtype=torch.float64)}

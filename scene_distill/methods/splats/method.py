@@ -17,6 +17,7 @@ from scene_distill.data.scene import Scene
 from scene_distill.methods.splats.block import BlockSetting, BlockTraining, first_block_state, splats_of
 from scene_distill.methods.splats.config import SplatsConfig
 from scene_distill.methods.splats.merged import MergedSplats
+from scene_distill.representations.births import births_of
 from scene_distill.representations.splat_densification import DensificationRules
 from scene_distill.representations.splats import Splats
 from scene_distill.training.estimates import Growth
@@ -25,8 +26,8 @@ from scene_distill.training.scene_blocks import SceneBlocks
 FLOATS_PER_SPLAT = 11 + 3 * 16
 """Means, log-scales, quaternion, opacity and colours of degree 3."""
 
-BYTES_PER_SPLAT = 4 * (3 * FLOATS_PER_SPLAT + 2)
-"""Parameters, two moments and densification statistics in float32."""
+BYTES_PER_SPLAT = 4 * (3 * FLOATS_PER_SPLAT + 3)
+"""Parameters, two moments, densification statistics and birth, four bytes each."""
 
 BYTES_PER_VISIBLE_SPLAT = 4 * (5 * FLOATS_PER_SPLAT + 60)
 """Gathered rows of a step, their gradients and moments, projection and tile pairs."""
@@ -113,13 +114,17 @@ class PlainSplats:
 
     def merge(self, states: Mapping[int, SavedState]) -> MergedSplats:
         """One scene: of each block the splats inside its own cell (cells are disjoint, nothing is blended)."""
-        kept, owners = [], []
+        kept, owners, born = [], [], []
         for unit in sorted(states):
-            splats = splats_of({name: tensor.cpu() for name, tensor in states[unit]().items()})
-            kept.append(splats.select(self.blocks.owns(unit, splats.means)))
+            state = {name: tensor.cpu() for name, tensor in states[unit]().items()}
+            splats = splats_of(state)
+            mine = self.blocks.owns(unit, splats.means)
+            kept.append(splats.select(mine))
+            born.append(births_of(state, "splats.means")[mine])
             owners.append(torch.full((len(kept[-1]),), unit, dtype=torch.int32))
         metadata = {"blocks": self.blocks.partition.to_dict(), "up": self.scene.up.tolist()} | self.scene.metadata
-        return MergedSplats(Splats.cat(kept), torch.cat(owners), self.blocks.origin, metadata).to(self.device)
+        merged = MergedSplats(Splats.cat(kept), torch.cat(owners), self.blocks.origin, metadata, torch.cat(born))
+        return merged.to(self.device)
 
     def plan(self) -> dict[str, Any]:
         """What will be trained, before it is: a text table, and bytes of a round."""
