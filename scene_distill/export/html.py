@@ -1,7 +1,7 @@
 """A scene as one ``.html`` page with its own WebGL 2 viewer, which opens from a disk without any network.
 
-The page carries an ``.spz`` of version 3 in base64 and `web/viewer.js`, which unpacks, sorts and draws it; frame and
-provenance stand in the page as JSON. The page is read back like the ``.spz`` in it.
+The page carries an ``.spz`` of version 3 in base64, `web/splats.js`, which unpacks, sorts and draws it, and
+`web/viewer.js` for the page; frame and provenance stand in it as JSON. It is read back like the ``.spz`` in it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from scene_distill.export.spz import read_spz_stream, write_spz
 from scene_distill.representations.splats import Splats
 
 WEB = Path(__file__).with_name("web")
+SCRIPTS = ("splats.js", "viewer.js")
+"""One script in the page; the viewer serves the first of them too."""
+
 SPZ_VERSION = 3
 MAX_PAGE_BYTES = 1 << 20
 """Most bytes of a page before its splats."""
@@ -41,7 +44,8 @@ def write_html(splats: Splats, path: Path, metadata: SplatMetadata) -> None:
     title = html.escape(metadata.source or path.stem)
     values = json.dumps(metadata.values()).replace("<", "\\u003c")
     before, after = page.replace("@TITLE@", title).replace("@METADATA@", values).split("@SPLATS@")
-    after = after.replace("@VIEWER@", (WEB / "viewer.js").read_text(encoding="utf-8"))
+    scripts = "\n".join((WEB / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    after = after.replace("@VIEWER@", scripts)
 
     def write(temporary: Path) -> None:
         with tempfile.TemporaryDirectory(dir=temporary.parent, prefix=".html-") as folder, temporary.open("wb") as file:

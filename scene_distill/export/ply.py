@@ -98,6 +98,35 @@ def read_ply(path: Path) -> tuple[Splats, SplatMetadata]:
     return splats, metadata_from_comments(header.comments, path)
 
 
+def vertex_properties(path: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Names of the vertices' properties in a .ply, and its comments. Errors as `read_ply`."""
+    try:
+        with path.open("rb") as file:
+            header = read_ply_header(file, path)
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    return [name for name, _ in _vertex_element(header, path).properties], header.comments
+
+
+def read_vertex_columns(path: Path, names: list[str], dtype: np.dtype) -> np.ndarray:
+    """Properties of the vertices by name, [N, len(names)], whatever else the file holds. Errors as `read_ply`."""
+    try:
+        with path.open("rb") as file:
+            header = read_ply_header(file, path)
+            vertex = _vertex_element(header, path)
+            _check_size(file, header, vertex, path)
+            found = np.empty((vertex.count, len(names)), dtype)
+            start = 0
+            for chunk in (_ascii_rows if header.is_ascii else _binary_rows)(file, header, vertex, path):
+                with np.errstate(over="ignore", invalid="ignore"):
+                    for column, name in enumerate(names):
+                        found[start : start + len(chunk), column] = chunk[name]
+                start += len(chunk)
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    return found
+
+
 def _vertex_element(header: PlyHeader, path: Path) -> PlyElement:
     names = [element.name for element in header.elements]
     if "vertex" not in names:

@@ -58,7 +58,7 @@ def test_the_page_is_small_closed_and_needs_no_network(tmp_path):
     "old,new,message",
     [
         (b'id="splats"', b'id="other"', "not a page"),
-        (b"</script>\n<script>", b"", "damaged|cut off"),
+        (b'</script>\n<script type="module">', b"", "damaged|cut off"),
         (b'octet-stream">H4sI', b'octet-stream">H4%I', "base64|damaged"),
         (b'octet-stream">H4sI', b'octet-stream">AAAA', "begins neither|not an .spz"),
         (b'{"unit"', b'{unit"', "facts about its scene"),
