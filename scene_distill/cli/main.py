@@ -18,6 +18,7 @@ COMMANDS = {
     "follow": ("scene_distill.cli.follow", "hand a run's log to TensorBoard or wandb"),
     "doctor": ("scene_distill.cli.doctor", "check this machine, and a data folder"),
     "data": ("scene_distill.cli.data", "make a procedural scene"),
+    "text-to-3d": ("scene_distill.cli.text_to_3d", "make an object from words"),
     "prior": ("scene_distill.cli.prior", "train, measure or describe the tiny text-to-picture prior"),
     "bench": ("scene_distill.cli.bench", "time the kernels on this machine"),
 }
@@ -47,5 +48,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _help() -> str:
     lines = ["scene-distill: distillation in 3D, on a laptop or a cluster", "", "usage: scene-distill COMMAND ...", ""]
-    lines += [f"  {name:<8} {what}" for name, (_, what) in COMMANDS.items()]
+    lines += [f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items()]
     return "\n".join([*lines, "", "scene-distill COMMAND --help lists the flags of a command."])

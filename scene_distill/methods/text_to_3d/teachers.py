@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -63,6 +64,11 @@ def _precision(config: TextTo3DConfig, device: torch.device) -> torch.dtype:
 def has_matrix_units() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware tiles (AMX)."""
     return bool(torch.cpu._is_amx_tile_supported())
+
+
+def cores_of(threads: int) -> int:
+    """``threads``, or for 0 all cores that this process may use."""
+    return threads or len(os.sched_getaffinity(0))
 
 
 def _threads(device: torch.device, threads: int) -> int:
