@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from scene_distill.core.errors import UserError
@@ -37,7 +38,11 @@ def package_prior(folder: Path, weights: Path, images: Path, sheet: Callable[[Ti
     lines = read_log(folder / "prior-log.jsonl")
     made = [weights / PACKAGED.name, weights / judge.name, images / "prior_loss.png", images / "prior_samples.png"]
     for source, target in ((prior, made[0]), (judge, made[1])):
-        write_atomically(target, lambda temporary: shutil.copyfile(source, temporary))
+        write_atomically(target, partial(_copy, source))
     write_png(made[2], loss_chart([line["step"] for line in lines], [line["loss"] for line in lines]))
     sheet(network, made[3])
     return made
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
