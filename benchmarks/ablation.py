@@ -1,6 +1,6 @@
 """What each part of Momentum-GS is worth: one switch at a time, on the aerial scene, the same steps for everybody.
 
-    python benchmarks/ablation.py              # 200 px, 800 steps, three seeds, then one seed on the procedural city
+    python benchmarks/ablation.py              # 200 px, 480 steps, three seeds, then one seed on the procedural city
     python benchmarks/ablation.py --headline   # independent blocks, the plain paper, ours at 395 px
     python benchmarks/ablation.py --part 1 2   # the first of two halves, for two processes side by side
 
@@ -19,7 +19,8 @@ from typing import Any
 
 from campaign import ROOT, Campaign, shared_data
 
-PAPER = ["--halo", "private", "--attach-teacher", "--quaternion-loss", "plain", "--block-order", "contiguous"]
+PAPER = ["--halo", "private", "--consistency", "50", "--attach-teacher", "--quaternion-loss", "plain"]
+PAPER += ["--block-order", "contiguous"]
 
 PAPER_RATES = ["--lr-offsets", "0.01", "0.0001", "--lr-features", "0.0075", "0.0075", "--lr-scales", "0.007", "0.007"]
 PAPER_RATES += ["--lr-until", "0.5"]
@@ -37,11 +38,11 @@ SETTINGS: dict[str, list[str]] = HEADLINE | {
     "copies as far as alone": ["--copies-rate", "0"],
     "seam finish": ["--halo", "private", "--seam-finish", "0.2"],
     "no block weights": ["--weighting", "none"],
-    "lambda_c 100": ["--consistency", "100"],
+    "lambda_c 50": ["--consistency", "50"],
     "paper's rates": PAPER_RATES,
     "teacher per visit": ["--teacher-clock", "visit"],
     "attached teacher": ["--attach-teacher"],
-    "memory": ["--memory", "50"],
+    "memory": ["--memory", "2"],
     "exposure fitted": ["--exposure", "0.01"],
     "contiguous order": ["--block-order", "contiguous"],
     "distance inputs": ["--add-opacity-dist", "--add-cov-dist", "--add-color-dist"],
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(SETTINGS), help="some of the settings")
     options = parser.parse_args()
     options.image_width = options.image_width or (395 if options.headline else 200)
-    options.steps = options.steps or (3200 if options.headline else 800)
+    options.steps = options.steps or (3200 if options.headline else 480)
     rest = [] if options.headline else [name for name in SETTINGS if name not in HEADLINE]
     groups = [options.only] if options.only else [list(HEADLINE), rest]
     campaign = Campaign(ROOT / "benchmarks" / "results" / "ablation.json")

@@ -51,9 +51,9 @@ class MomentumGSConfig(RunConfig):
     """m of the teacher (paper: `momentum_coefficient`, 0.9)."""
     teacher_clock: Literal["step", "visit"] = "step"
     """When the teacher moves: with every update of the decoder (paper), or once a visit."""
-    consistency: float = 50.0
-    """Weight lambda_c of the consistency loss (paper: `consistency_loss_weight`, 50 to 100; 0 takes the teacher
-    away)."""
+    consistency: float = 2.0
+    """Weight lambda_c of the consistency loss (paper: `consistency_loss_weight`, 50 to 100, which slows a short run
+    down: docs/ablation.md; 0 takes the teacher away)."""
     attach_teacher: bool = False
     """Let the consistency loss reach the anchors through the teacher's branch too (the paper's code does)."""
     quaternion_loss: Literal["nearer", "plain"] = "nearer"
