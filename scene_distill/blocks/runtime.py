@@ -29,7 +29,7 @@ from scene_distill.blocks.workers import Workers
 from scene_distill.core.console import say
 
 TELL_EVERY = 20
-"""Lockstep steps after which several workers tell worker 0 their lanes' numbers for the log."""
+"""Lockstep steps after which several workers tell worker 0 their lanes' numbers for the log, at the latest."""
 
 
 class Unit(Protocol):
@@ -201,6 +201,7 @@ class Runtime:
         self.next_round = 0
         self.seconds = 0.0
         self._told: set[int] = set()
+        self._tell_after = 1
         self._owners = place_lanes(self.rounds, self.workers.count)
         self._reduction = reduction
         self._custody = Custody(folder, UnitStore(folder / "units", ram_bytes), self.workers, self._schedule_identity())
@@ -232,9 +233,11 @@ class Runtime:
         return True
 
     def run(self, listen: Callable[[Progress], None] = lambda progress: None,
-            committed: Callable[[], None] = lambda: None) -> None:  # fmt: skip
+            committed: Callable[[], None] = lambda: None, together: Callable[[], int] = lambda: TELL_EVERY) -> None:  # fmt: skip  # noqa: E501
         """Train the rounds that are left; every worker calls it. On worker 0 ``listen`` hears of every lockstep step
-        and ``committed`` follows every commit, both in this thread."""
+        and ``committed`` follows every commit, both in this thread. Every worker calls ``together`` when steps were
+        told, after the same step and at the end of every round; it says how many steps may pass before the next time
+        (with one worker it is called after every step)."""
         with self._custody.opened(committed) as custody:
             while self.next_round < len(self.rounds):
                 started = time.perf_counter()
@@ -243,7 +246,7 @@ class Runtime:
                 units = self._open(round_)
                 if self.next_round + 1 < len(self.rounds):
                     custody.fetch_ahead(self._mine(self.rounds[self.next_round + 1]), round_)
-                self._train(round_, units, listen)
+                self._train(round_, units, listen, together)
                 self._close(round_, units)
                 self.next_round += 1
                 self.seconds += time.perf_counter() - started
@@ -328,7 +331,8 @@ class Runtime:
         found = self._custody.look_at(unit)
         return self.method.first_state(unit) if found is None else found
 
-    def _train(self, round_: Round, units: dict[int, Unit], listen: Callable[[Progress], None]) -> None:
+    def _train(self, round_: Round, units: dict[int, Unit], listen: Callable[[Progress], None],
+               together: Callable[[], int]) -> None:  # fmt: skip
         """Step this worker's lanes, and with the gradients of all lanes the shared state, in lockstep."""
         shared, lanes = self.method.shared, LaneMean(self.workers, self._lane_owners(round_), self._reduction)
         untold: list[Numbers] = []
@@ -346,9 +350,10 @@ class Runtime:
                 if mean is not None:
                     shared.apply(mean, round_.shared_step + offset)
             untold.append(numbers)
-            if self.workers.count == 1 or len(untold) == TELL_EVERY or offset == round_.steps - 1:
+            if self.workers.count == 1 or len(untold) >= self._tell_after or offset == round_.steps - 1:
                 self._tell(round_, offset + 1 - len(untold), untold, listen)
                 untold = []
+                self._tell_after = min(together(), TELL_EVERY)
             self._custody.notice_commit()
 
     def _close(self, round_: Round, units: dict[int, Unit]) -> None:

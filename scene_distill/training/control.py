@@ -8,8 +8,12 @@ Whoever steers appends commands to control.jsonl in the run folder, one JSON obj
 
 Training looks at the file's size after every lockstep step and answers every command with a line in log.jsonl. A change
 takes effect when the next round opens its units; its line says from which round on. A run that is resumed takes up the
-changes of the rounds it keeps, and carries out again those whose answer it lost, so that its units train as they
-would have without the interruption. Without commands nothing but that look happens: the trained bytes are the same.
+changes that its log tells of, each from its round on, so that its units train as they would have without the
+interruption. Without commands nothing but that look happens: the trained bytes are the same.
+
+With several workers only worker 0 reads the file. About twice a second, and at the end of every round, all meet after
+the same lockstep step and worker 0 says what holds from there: wait, go on for so many steps, new settings. Changes
+begin with a round, so a run that was told the same in the same rounds has the same bytes on any number of workers.
 
 training.json says what the run is doing. Nothing here waits for whoever steers: it may crash or never come back, and
 only a pause that was asked for lasts.
@@ -23,11 +27,12 @@ import math
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from scene_distill.blocks.runtime import Method, Progress, Runtime
+from scene_distill.blocks.runtime import TELL_EVERY, Method, Progress, Runtime
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import read_json, write_json
 from scene_distill.training.run_folder import RunFolder
@@ -44,6 +49,9 @@ LARGEST_LINE = 4096
 
 LOOK_EVERY_S = 0.05
 """Pause between two looks at the commands while a run is paused."""
+
+MEET_EVERY_S = 0.5
+"""Time after which several workers meet to hear of commands, in steps as long as the last ones."""
 
 State = Literal["training", "paused", "finished", "stopped"]
 
@@ -109,8 +117,19 @@ def training_state(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+@dataclass(frozen=True)
+class _Word:
+    """What worker 0 says to all: settings that hold from now on, whether to wait for another word, and how many steps
+    to make before the next one."""
+
+    changes: dict[str, Any]
+    wait: bool
+    steps: int
+
+
 class Control:
-    """Worker 0's ear for commands while `training.loop.Training.train` runs; a context manager around it.
+    """A worker's part in steering while `training.loop.Training` trains; a context manager that every worker opens
+    around it. Worker 0 hears the commands, all call `together`.
 
     ``waited_s`` is the time that training stood still because it was asked to.
     """
@@ -118,51 +137,98 @@ class Control:
     def __init__(self, folder: RunFolder, runtime: Runtime, method: Method) -> None:
         self._folder, self._runtime, self._method = folder, runtime, method
         self._path = folder.path / COMMANDS
+        self._leads = runtime.workers.rank == 0
         self._offset = 0
         self._paused = False
         self._steps_left = 0
-        self._pending: list[tuple[str, Any]] = []
+        self._pending: list[tuple[int, str, Any]] = []
+        self._step: Progress | None = None
+        self._heard = 0
+        self._spoke = time.perf_counter()
         self.waited_s = 0.0
 
     def __enter__(self) -> Control:
-        answered = self._take_up()
-        for command in self._new_commands():
-            if command.get("command") == "set" and command.get("id") not in answered:
-                self._accept(command, self._runtime.next_round, self._runtime.done_steps)
-        self._apply()
-        self._tell("training")
+        answered = self._take_up() if self._leads else set()
+        self._pass_on(_Word(self._due(self._runtime.next_round), False, 1))
+        if self._leads:
+            for command in self._new_commands():
+                if command.get("command") == "set" and command.get("id") not in answered:
+                    self._accept(command, self._runtime.next_round, self._runtime.done_steps)
+            self._tell("training")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell("finished" if kind is None else "stopped")
+        if self._leads:
+            self._tell("finished" if kind is None else "stopped")
 
     def committed(self) -> None:
         """Note in training.json how far the run is."""
         self._tell("paused" if self._paused else "training")
 
-    def after_step(self, step: Progress) -> None:
-        """Carry out what was asked for since the last step; returns when training may go on."""
+    def hear(self, step: Progress) -> None:
+        """Take note of a step that was made; on worker 0."""
+        self._step, self._heard = step, self._heard + 1
+
+    def together(self) -> int:
+        """Carry out what was asked for; returns when training may go on, with the number of steps until the next call.
+
+        Every worker calls it after the same step.
+        """
+        if not self._leads:
+            while (word := self._pass_on(None)).wait:
+                pass
+            return word.steps
+        step, steps = self._step, self._steps_made()
+        assert step is not None
         self._obey(step)
-        if self._steps_left and not self._paused:
-            self._steps_left -= 1
-            self._paused = self._steps_left == 0
         if self._paused:
             self._wait(step)
-        if self._pending and self._ends_round(step):
-            self._apply()
+        if self._steps_left:
+            steps = min(steps, self._steps_left)
+        due = self._due(step.round + 1) if self._ends_round(step) else {}
+        return self._pass_on(_Word(due, False, steps)).steps
+
+    def _steps_made(self) -> int:
+        """Count the steps since the last time, pause after the last one of those asked for; how many to make now until
+        the workers meet again."""
+        made, self._heard, now = self._heard, 0, time.perf_counter()
+        steps = max(1, min(int(MEET_EVERY_S * made / max(now - self._spoke, 1e-9)), TELL_EVERY))
+        self._spoke = now
+        if self._steps_left:
+            self._steps_left = max(self._steps_left - made, 0)
+            self._paused = self._steps_left == 0
+        return steps if self._runtime.workers.count > 1 else 1
 
     def _wait(self, step: Progress) -> None:
         started = time.perf_counter()
         self._tell("paused")
         while self._paused:
+            self._pass_on(_Word({}, True, 0))  # others wait for a word no longer than for any other message
             time.sleep(LOOK_EVERY_S)
             self._obey(step)
         waited = time.perf_counter() - started
         self.waited_s += waited
+        self._spoke += waited
         self._runtime.seconds -= waited
         self._tell("training")
+
+    def _pass_on(self, word: _Word | None) -> _Word:
+        """Worker 0's word, with the settings it changes given to this worker's method."""
+        said: _Word = self._runtime.workers.main.from_first(word, "commands are passed on")
+        if said.changes:
+            changed = dataclasses.replace(self._config(), **said.changes)
+            for holder in (self._method, self._method.shared):
+                if hasattr(holder, "config"):
+                    holder.config = changed
+        return said
+
+    def _due(self, round_: int) -> dict[str, Any]:
+        """The changes that wait for this round or an earlier one, by the name of the setting."""
+        due = {name: value for first, name, value in self._pending if first <= round_}
+        self._pending = [change for change in self._pending if change[0] > round_]
+        return due
 
     def _obey(self, step: Progress) -> None:
         for command in self._new_commands():
@@ -179,8 +245,6 @@ class Control:
 
     def _carried_out(self, command: dict[str, Any], round_: int) -> dict[str, Any]:
         what = command.get("command")
-        if self._runtime.workers.count > 1:
-            raise UserError("a run of several workers cannot be steered; only --workers 1 can")
         if what == "pause":
             self._paused = True
             return {}
@@ -196,7 +260,7 @@ class Control:
         if what == "set":
             name, config = command.get("name"), self._config()
             value = checked_change(config, name, command.get("value"))
-            self._pending.append((str(name), value))
+            self._pending.append((round_ + 1, str(name), value))
             return {"name": name, "from": tunables(config)[str(name)], "to": value, "from_round": round_ + 1}
         raise UserError(f"there is no command '{str(what)[:40]}'; known are pause, resume, step and set")
 
@@ -224,7 +288,7 @@ class Control:
         return found
 
     def _take_up(self) -> set[Any]:
-        """Apply the changes that the log of the kept rounds tells of; returns the ids of the commands it answers."""
+        """Take up the changes that the log tells of; returns the ids of the commands it answers."""
         answered = set()
         log = self._folder.log
         for line in log.read_text().splitlines() if log.exists() else []:
@@ -233,8 +297,8 @@ class Control:
             answer = json.loads(line).get("control", {})
             answered.add(answer.get("id"))
             if "from_round" in answer:
-                self._pending.append((answer["name"], checked_change(self._config(), answer["name"], answer["to"])))
-        self._apply()
+                value = checked_change(self._config(), answer["name"], answer["to"])
+                self._pending.append((int(answer["from_round"]), answer["name"], value))
         return answered
 
     def _ends_round(self, step: Progress) -> bool:
@@ -244,16 +308,6 @@ class Control:
 
     def _config(self) -> Any:
         return self._method.config  # type: ignore[attr-defined]
-
-    def _apply(self) -> None:
-        """Give the changed settings to whatever holds the method's config: the method and its shared state."""
-        if not self._pending:
-            return
-        changed = dataclasses.replace(self._config(), **dict(self._pending))
-        self._pending = []
-        for holder in (self._method, self._method.shared):
-            if hasattr(holder, "config"):
-                holder.config = changed
 
     def _tell(self, state: State) -> None:
         runtime = self._runtime

@@ -109,14 +109,14 @@ class Training:
                 telemetry.hear(step)
                 self._log_scores(step)
                 listen(step)
-                control.after_step(step)
+                control.hear(step)
 
             def note_commit() -> None:
                 control.committed()
                 self._keep_to_budget()
                 committed()
 
-            self.runtime.run(hear, note_commit)
+            self.runtime.run(hear, note_commit, control.together)
         if left:
             spent = time.perf_counter() - started - control.waited_s
             say(f"trained {left} steps in {spent:.0f} s ({1000 * spent / left:.0f} ms each)")
@@ -143,7 +143,8 @@ class Training:
 
     def help_train(self) -> None:
         """Train this worker's lanes of what is left; worker 0 does everything else."""
-        self.runtime.run(committed=self._keep_to_budget)
+        with Control(self.folder, self.runtime, self.method) as control:
+            self.runtime.run(committed=self._keep_to_budget, together=control.together)
 
     def merged(self) -> TrainedScene:
         """The merged scene of the last committed round."""

@@ -103,13 +103,15 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def rewind_log(self, next_round: int) -> None:
-        """Drop lines of rounds that were not committed, and a last line cut short by a kill."""
+        """Drop lines of rounds that were not committed, and a last line cut short by a kill. What was changed from
+        outside during such rounds is kept: it holds from the same round on when they are trained again."""
         if not self.log.exists():
             return
         kept = []
         for line in self.log.read_text().splitlines():
             try:
-                if json.loads(line).get("round", -1) < next_round:
+                told = json.loads(line)
+                if told.get("round", -1) < next_round or "from_round" in told.get("control", {}):
                     kept.append(line)
             except ValueError:
                 continue

@@ -1,6 +1,8 @@
 """A run that is steered from outside, and one that is not."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 from running_viewer import train
 
+from scene_distill.core.configs import save_config
 from scene_distill.core.errors import UserError
 from scene_distill.methods import find_method
 from scene_distill.training.control import checked_change, send, training_state, tunables
@@ -98,23 +101,55 @@ def test_what_cannot_be_done_is_refused_in_the_log_and_training_goes_on(town_con
     assert weights(run) == weights(town_run)
 
 
-def test_several_workers_cannot_be_steered(town_config, town_run, tmp_path):
-    from scene_distill.training.control import Control
-    from scene_distill.training.run_folder import RunFolder
+def test_a_change_whose_round_was_lost_holds_from_the_same_round_again(town_config, tmp_path):
+    def ask(run, die=False):
+        def listen(step):
+            seen[step.round] = seen.get(step.round, 0) + 1
+            if step.round == 3 and seen[3] == 1:
+                send(run, {"command": "set", "name": "lr_features", "value": [0.05, 0.01]})
+            if die and step.round == 3 and seen[3] == 3:
+                raise KeyboardInterrupt
 
-    class Workers:
-        count = 2
+        seen: dict[int, int] = {}
+        return listen
 
-    class Runtime:
-        workers, next_round, done_steps, total_steps, rounds, seconds = Workers(), 0, 0, 8, (), 0.0
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(town_config, whole, ask(whole))
+    with pytest.raises(KeyboardInterrupt):
+        train(town_config, killed, ask(killed, die=True))
+    train(replace(town_config, resume=True), killed)
+    assert [answer["from_round"] for answer in answers(killed)] == [4]
+    assert weights(killed) == weights(whole)
 
-    class Method:
-        config, shared = town_config, None
 
-    send(tmp_path, {"command": "set", "name": "dssim", "value": 0.5})
-    with Control(RunFolder(tmp_path), Runtime(), Method()):
-        [answer] = answers(tmp_path)
-    assert "several workers" in answer["refused"]
+def steered(config, run: Path, *words: str) -> subprocess.CompletedProcess:
+    config = replace(config, output_dir=run)
+    save_config(config, run.with_suffix(".yaml"), "momentum-gs")
+    command = [sys.executable, str(Path(__file__).with_name("steered_run.py")), str(run.with_suffix(".yaml")), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+def test_several_workers_pause_step_and_change_together(town_config, town_run, tmp_path):
+    """Two processes, of which one hears: told the same in the same rounds, they train what one process trains."""
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    train(town_config, alone, lambda step: ask_once(alone))
+    done = steered(replace(town_config, workers=2, threads=1), two)
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    assert second == first + 2
+    assert [answer["command"] for answer in answers(two)] == ["set", "pause", "step", "resume"]
+    assert answers(two)[0]["from_round"] == answers(alone)[0]["from_round"] == 1
+    assert weights(two) == weights(alone) != weights(town_run)
+
+    killed = tmp_path / "killed"
+    assert steered(replace(town_config, workers=2, threads=1), killed, "--die-in-round", "3").returncode != 0
+    train(replace(town_config, resume=True), killed)
+    assert weights(killed) == weights(alone)
+
+
+def ask_once(run: Path) -> None:
+    if not (run / "control.jsonl").exists():
+        send(run, {"command": "set", "name": "lr_features", "value": [0.05, 0.01]})
 
 
 def test_only_rates_and_loss_weights_may_change(town_config):
