@@ -44,3 +44,17 @@ def block_colors(count: int) -> Tensor:
     thirds = torch.tensor([0.0, 2.0 / 3.0, 1.0 / 3.0])
     distance = ((hue[:, None] - thirds + 0.5) % 1.0 - 0.5).abs()
     return 0.36 + 0.56 * (2.0 - 6.0 * distance).clamp(0.0, 1.0)
+
+
+def class_colors(count: int) -> Tensor:
+    """Colours [C + 1, 3] in [0, 1] of C classes, further apart than blocks' tints; the last one is grey, of no class.
+
+    Hues a golden section apart, in three lightnesses and two saturations by turns.
+    """
+    index = torch.arange(count)
+    tints = block_colors(count)
+    light = torch.tensor([0.85, 1.0, 0.62])[index % 3]
+    strong = torch.tensor([0.9, 0.6])[index % 2]
+    grey = tints.mean(1, keepdim=True)
+    colors = (grey + (tints - grey) * (0.9 + strong[:, None])).clamp(0, 1) * light[:, None]
+    return torch.cat([colors, torch.full((1, 3), 0.35)])

@@ -81,7 +81,7 @@ def tensors_of(path: Path, names: tuple[str, ...] | None = None, prefix: str = "
 
 class CommittedRun:
     """A method bound to its scene, which merges what a run in training has committed. ``rounds`` is the schedule as of
-    the last merge, empty before."""
+    the last merge, ``steps`` what each block had made by then; both are empty before."""
 
     def __init__(self, folder: RunFolder, entry: MethodEntry, config: RunConfig, scene: Scene, images: ImageCache):
         # How views found their blocks does not move a cell's border, and finding it by renders trains a model.
@@ -90,6 +90,7 @@ class CommittedRun:
         self._folder, self._entry, self._config = folder, entry, config
         self._scene, self._images = scene, images
         self.rounds: tuple[Round, ...] = ()
+        self.steps: dict[int, int] = {}
 
     def merged(self) -> TrainedScene | None:
         """The merged scene of the last commit; None before the first one."""
@@ -110,6 +111,8 @@ class CommittedRun:
         for split in found.splits:
             method.split(split)
         self.rounds = tuple(method.rounds)
+        done = [visit for round_ in self.rounds[: found.next_round] for visit in round_.visits]
+        self.steps = {visit.unit: visit.first_step + visit.steps for visit in done}
         store = store_of(self._folder)
         if found.shared is not None:
             method.shared.restore(unpack(store.read_bytes(found.shared)))

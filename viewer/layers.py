@@ -1,4 +1,4 @@
-"""The pictures a viewer can show of one camera: colour, depth, normals, coverage, features, blocks, teacher, error.
+"""The pictures a viewer can show of one camera: colour, depth, normals, coverage, features, classes, blocks, ...
 
 Every layer is a function from a scene, a camera and what is selected to an image [H, W, 3] in [0, 1] and a legend for
 the colours in it. Colours are alpha-blended on black by our rasterizer; what is not colour (normals, features) is drawn
@@ -8,8 +8,7 @@ as feature channels of the same Gaussians, so that all layers agree on what is i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,18 +19,26 @@ from scene_distill.core.gaussians import Gaussians
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Frame
 from scene_distill.renderers.splat import Rendering, render
-from scene_distill.viewer.colormaps import block_colors, colorised
+from scene_distill.viewer.colormaps import block_colors, class_colors, colorised
+from scene_distill.viewer.mesh_scene import LAYERS as MESH_LAYERS
+from scene_distill.viewer.mesh_scene import ViewedMesh
+from scene_distill.viewer.pictures import (
+    PLAIN,
+    Look,
+    Picture,
+    classes_legend,
+    coverage_picture,
+    depth_picture,
+    normals_picture,
+)
 from scene_distill.viewer.scenes import EVERYTHING, Drawn, Selection, ViewedScene, ViewedSplats
 
 LABELS = {
-    "rgb": "Colour", "depth": "Depth", "normals": "Normals", "alpha": "Coverage", "features": "Features (PCA)",
-    "blocks": "Blocks", "teacher": "Teacher", "difference": "Teacher − student", "error": "Error to photo",
-    "photo": "Photo",
+    "rgb": "Colour", "depth": "Depth", "normals": "Normals", "alpha": "Coverage", "wireframe": "Wireframe",
+    "features": "Features (PCA)", "semantics": "Semantics", "age": "Age", "blocks": "Blocks", "teacher": "Teacher",
+    "difference": "Teacher − student", "error": "Error to photo", "photo": "Photo",
 }  # fmt: skip
 """Layers in the order in which a viewer lists them."""
-
-RANGE_SAMPLES = 20_000
-"""Pixels whose depths say what the range of the colours is."""
 
 OF_A_PHOTO = frozenset({"error", "photo"})
 """Layers that show a training photo's view instead of the asked camera."""
@@ -40,35 +47,17 @@ BLOCK_TINT = 0.5
 """How much of a tinted picture's colour is the block's."""
 
 
-@dataclass(frozen=True)
-class Look:
-    """How layers are coloured: ``gain`` of differences and errors; ``depth_range_m`` (near, far), found in the picture
-    when None."""
-
-    gain: float = 4.0
-    depth_range_m: tuple[float, float] | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Looked:
     """Everything a layer needs: the scene, the scene with its teacher's decoders (None without), the camera, what is
     selected, and the photo [H, W, 3] in [0, 1] of exactly that camera (only for layers `OF_A_PHOTO`)."""
 
-    scene: ViewedScene
+    scene: ViewedScene | ViewedMesh
     teacher: ViewedScene | None
     camera: Camera
     selection: Selection = EVERYTHING
-    look: Look = Look()
+    look: Look = PLAIN
     photo: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """An image [H, W, 3] in [0, 1] and its legend: 'map' (a colour table), 'low' and 'high' (numbers) and 'unit'; empty
-    for colours."""
-
-    image: Tensor
-    legend: dict[str, Any] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -76,12 +65,24 @@ def draw(name: str, looked: Looked) -> Picture:
     """The picture of a layer; raises `UserError` when the scene does not have it."""
     if name not in _DRAW:
         raise UserError(f"there is no layer '{name[:40]}'; there are {', '.join(_DRAW)}")
+    if isinstance(looked.scene, ViewedMesh):
+        return looked.scene.draw(name, looked.camera, looked.selection, looked.look)
     return _DRAW[name](looked)
 
 
-def layers_of(scene: ViewedScene, teacher: ViewedScene | None, photos: bool) -> list[dict[str, str]]:
-    """The layers that a scene has, as (id, label); the others with the reason why not."""
-    missing: dict[str, str] = {}
+def layers_of(
+    scene: ViewedScene | ViewedMesh, teacher: ViewedScene | None, photos: bool, unsaid: str = ""
+) -> list[dict[str, str]]:
+    """The layers that a scene has, as (id, label); the others with the reason why not. ``unsaid``: why it does not say
+    what its primitives are, where that is known better."""
+    if isinstance(scene, ViewedMesh):
+        missing = {name: "meshes do not have this" for name in LABELS if name not in MESH_LAYERS}
+        return [{"id": name, "label": label, "missing": missing.get(name, "")} for name, label in LABELS.items()]
+    missing = {"wireframe": "splats have no edges; meshes do"}
+    if scene.semantics is None:
+        missing["semantics"] = unsaid or "this run does not say what its primitives are"
+    if scene.born is None or (len(scene.born) and int(scene.born.max()) < 0):
+        missing["age"] = "when its primitives were made is not known of this scene"
     if isinstance(scene, ViewedSplats):
         missing["features"] = "splats carry no features"
     if scene.blocks is None:
@@ -93,8 +94,17 @@ def layers_of(scene: ViewedScene, teacher: ViewedScene | None, photos: bool) -> 
     return [{"id": name, "label": label, "missing": missing.get(name, "")} for name, label in LABELS.items()]
 
 
+def _primitives(looked: Looked) -> ViewedScene:
+    assert not isinstance(looked.scene, ViewedMesh)
+    return looked.scene
+
+
+def _gaussians(looked: Looked) -> Drawn:
+    return _primitives(looked).drawn(looked.camera, looked.selection)
+
+
 def _rendered(looked: Looked, *, with_depth: bool = False) -> Rendering:
-    scene = looked.scene
+    scene = _primitives(looked)
     if isinstance(scene, ViewedSplats) and looked.selection.is_everything:
         return scene.plain(looked.camera, with_depth)
     drawn = scene.drawn(looked.camera, looked.selection)
@@ -111,37 +121,21 @@ def _rgb(looked: Looked) -> Picture:
 
 
 def _alpha(looked: Looked) -> Picture:
-    alpha = _rendered(looked).alpha
-    return Picture(alpha[..., None].expand(*alpha.shape, 3), {"map": "grey", "low": 0.0, "high": 1.0, "unit": ""})
+    return coverage_picture(_rendered(looked).alpha)
 
 
 def _depth(looked: Looked) -> Picture:
     rendering = _rendered(looked, with_depth=True)
-    depth, alpha = rendering.depth, rendering.alpha
+    depth = rendering.depth
     assert depth is not None
-    covered = (alpha > 0.5) & torch.isfinite(depth) & (depth > 0)
-    near, far = looked.look.depth_range_m or depth_range(depth[covered])
-    # In 1/depth: near things have more detail, and the far range does not eat all the colours.
-    nearness = 1.0 / depth.clamp_min(1e-6)
-    place = (1.0 / near - nearness) / max(1.0 / near - 1.0 / far, 1e-12)
-    colors = colorised(place, "dusk") * covered[..., None]
-    return Picture(colors, {"map": "dusk", "low": near, "high": far, "unit": "depth", "scale": "inverse"})
-
-
-def depth_range(depths: Tensor) -> tuple[float, float]:
-    """The 2nd and 98th percentile of depths [P] in metres; (1, 2) when there are none."""
-    if len(depths) == 0:
-        return 1.0, 2.0
-    ordered = depths[:: -(-len(depths) // RANGE_SAMPLES)].float().sort().values
-    near, far = (float(ordered[int(part * (len(ordered) - 1))]) for part in (0.02, 0.98))
-    return near, max(far, near * 1.001)
+    covered = (rendering.alpha > 0.5) & torch.isfinite(depth) & (depth > 0)
+    return depth_picture(depth, covered, looked.look.depth_range_m)
 
 
 def _normals(looked: Looked) -> Picture:
-    drawn = looked.scene.drawn(looked.camera, looked.selection)
+    drawn = _gaussians(looked)
     rendering = _with(drawn, facing_normals(drawn.gaussians, drawn.camera))
-    normal = torch.nn.functional.normalize(rendering.image, dim=-1)
-    return Picture((0.5 + 0.5 * normal) * rendering.alpha[..., None], {"map": "normals", "unit": "world x y z"})
+    return normals_picture(torch.nn.functional.normalize(rendering.image, dim=-1), rendering.alpha)
 
 
 def facing_normals(gaussians: Gaussians, camera: Camera) -> Tensor:
@@ -158,20 +152,53 @@ def facing_normals(gaussians: Gaussians, camera: Camera) -> Tensor:
 
 
 def _features(looked: Looked) -> Picture:
-    drawn = looked.scene.drawn(looked.camera, looked.selection)
-    colors = looked.scene.features(drawn.rows)
+    drawn = _gaussians(looked)
+    colors = _primitives(looked).features(drawn.rows)
     if colors is None:
         raise UserError("this scene's primitives carry no features")
     return Picture(_with(drawn, colors).image)
 
 
 def _blocks(looked: Looked) -> Picture:
-    drawn = looked.scene.drawn(looked.camera, looked.selection)
-    if drawn.blocks is None or looked.scene.blocks is None:
+    drawn, owners = _gaussians(looked), _primitives(looked).blocks
+    if drawn.blocks is None or owners is None:
         raise UserError("this scene does not know which block its primitives came from")
-    count = int(looked.scene.blocks.max()) + 1 if len(looked.scene) else 0
+    count = int(owners.max()) + 1 if len(owners) else 0
     tints = block_colors(count).to(drawn.gaussians.features)[drawn.blocks.long()]
     return Picture(_with(drawn, torch.lerp(drawn.gaussians.features, tints, BLOCK_TINT)).image)
+
+
+def _semantics(looked: Looked) -> Picture:
+    """Classes in colours of their own, or the principal components of semantic features."""
+    drawn, semantics = _gaussians(looked), _primitives(looked).semantics
+    if semantics is None:
+        raise UserError("this scene does not say what its primitives are")
+    if semantics.labels is None:
+        colors = _primitives(looked).semantic_colors()
+        return Picture(_with(drawn, colors[drawn.rows]).image, {"map": "pca", "unit": semantics.source})
+    colors = class_colors(len(semantics.names))
+    labels = semantics.labels.to(drawn.rows.device)
+    counts = torch.bincount(labels[labels >= 0], minlength=len(semantics.names))
+    rendering = _with(drawn, colors.to(drawn.gaussians.features)[labels[drawn.rows]])
+    return Picture(rendering.image, classes_legend(semantics.names, colors, counts.cpu()))
+
+
+def _age(looked: Looked) -> Picture:
+    """The step after which each primitive was made; grey where that is not known."""
+    drawn, born = _gaussians(looked), _primitives(looked).born
+    if born is None:
+        raise UserError("this scene does not say when its primitives were made")
+    last = max(int(born.max()) if len(born) else 0, 1)
+    mine = born.to(drawn.rows.device)[drawn.rows]
+    colors = colorised(1 - mine / last, "dusk")
+    colors[mine < 0] = 0.3
+    return Picture(_with(drawn, colors).image, {
+        "map": "dusk", "low": float(last), "high": 0.0, "unit": "made after step",
+    })  # fmt: skip
+
+
+def _wireframe(looked: Looked) -> Picture:
+    raise UserError("splats have no edges; meshes do")
 
 
 def _taught(looked: Looked) -> Looked:
@@ -212,8 +239,9 @@ def _heat(image: Tensor, other: Tensor, gain: float) -> Picture:
 
 
 _DRAW: dict[str, Callable[[Looked], Picture]] = {
-    "rgb": _rgb, "depth": _depth, "normals": _normals, "alpha": _alpha, "features": _features, "blocks": _blocks,
-    "teacher": _teacher, "difference": _difference, "error": _error, "photo": _photo,
+    "rgb": _rgb, "depth": _depth, "normals": _normals, "alpha": _alpha, "wireframe": _wireframe, "features": _features,
+    "semantics": _semantics, "age": _age, "blocks": _blocks, "teacher": _teacher, "difference": _difference,
+    "error": _error, "photo": _photo,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""What the port answers to plain HTTP: the client's own files, photos by number, finished films by number."""
+"""What the port answers to plain HTTP: the client's own files, photos and finished films by number, packed splats."""
 
 from __future__ import annotations
 
@@ -8,9 +8,14 @@ from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from scene_distill.core.errors import UserError
+from scene_distill.export.html import WEB
+from scene_distill.viewer.browser_splats import PackedSplats
 from scene_distill.viewer.sessions import Session
 
 CLIENT = Path(__file__).resolve().parent / "client"
+
+SHARED = {"splats.js": WEB / "splats.js"}
+"""Files of the client that exported pages use too."""
 
 TYPES = {
     ".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=utf-8",
@@ -19,7 +24,7 @@ TYPES = {
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "media-src 'self' blob:; worker-src blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """Nothing is loaded from anywhere but this port."""
 
@@ -41,7 +46,7 @@ def sentence(status: int, text: str) -> Page:
     return Page(status, "text/plain; charset=utf-8", (text + "\n").encode())
 
 
-def page(target: str, session: Session, films: list[Path]) -> Page:
+def page(target: str, session: Session, films: list[Path], packed: PackedSplats) -> Page:
     """The answer to a request target such as '/photo/3?w=160'. Only names from fixed lists reach the disk."""
     parts = urlsplit(target)
     path = unquote(parts.path)
@@ -54,11 +59,14 @@ def page(target: str, session: Session, films: list[Path]) -> Page:
         return _photo(name, parse_qs(parts.query).get("w", ["160"])[0], session)
     if room == "film":
         return _film(name, films)
+    if room == "splats":
+        return _splats(name, session, packed)
     return sentence(404, "there is nothing at this address")
 
 
 def _client(name: str) -> Page:
-    known = {file.relative_to(CLIENT).as_posix(): file for file in CLIENT.rglob("*") if file.suffix in TYPES}
+    own = {file.relative_to(CLIENT).as_posix(): file for file in CLIENT.rglob("*") if file.suffix in TYPES}
+    known = own | SHARED
     if name not in known:
         return sentence(404, "there is no such file in the viewer's client")
     return Page(200, TYPES[known[name].suffix], known[name].read_bytes())
@@ -89,3 +97,13 @@ def _film(number: str, films: list[Path]) -> Page:
         return sentence(404, "there is no such film")
     name = films[index].name
     return Page(200, TYPES[".mp4"], films[index].read_bytes(), {"Content-Disposition": f'inline; filename="{name}"'})
+
+
+def _splats(version: str, session: Session, packed: PackedSplats) -> Page:
+    if version != str(session.version):
+        return sentence(404, "this scene has changed; ask for the new one")
+    try:
+        found = packed.of(session.looking.scene, session.version)
+    except UserError as error:
+        return sentence(404, str(error))
+    return Page(200, "application/octet-stream", found)

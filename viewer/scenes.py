@@ -22,6 +22,7 @@ from scene_distill.nets.gaussian_decoder import GaussianDecoder
 from scene_distill.renderers.splat import Rendering, render
 from scene_distill.renderers.stored_splats import activated, drawn_rows, take
 from scene_distill.representations.anchors import Anchors
+from scene_distill.representations.semantics import Semantics
 from scene_distill.representations.splats import Splats
 from scene_distill.training.evaluation import SplatScene, TrainedScene
 
@@ -80,6 +81,16 @@ class ViewedScene(Protocol):
         """Block of every primitive [P] int32; None for a scene without blocks."""
         ...
 
+    @property
+    def born(self) -> Tensor | None:
+        """When every primitive was made [P] int32 (`representations.births`); None where that is not known."""
+        ...
+
+    @property
+    def semantics(self) -> Semantics | None:
+        """What every primitive is; None where that is not known."""
+        ...
+
     def drawn(self, camera: Camera, selection: Selection = EVERYTHING) -> Drawn:
         """The Gaussians that a world camera may see."""
         ...
@@ -87,6 +98,10 @@ class ViewedScene(Protocol):
     def features(self, rows: Tensor) -> Tensor | None:
         """The three strongest principal components of the features of rows [N], [N, 3] in [0, 1]; None without
         features."""
+        ...
+
+    def semantic_colors(self) -> Tensor:
+        """The same of the semantic features of all primitives, [P, 3] in [0, 1]; only where there are some."""
         ...
 
 
@@ -125,6 +140,16 @@ class ViewedAnchors:
         """Block of every anchor [A] int32."""
         return self.scene.block
 
+    @property
+    def born(self) -> Tensor | None:
+        """When every anchor was made."""
+        return getattr(self.scene, "born", None)
+
+    @property
+    def semantics(self) -> Semantics | None:
+        """What every anchor is, where the scene says so."""
+        return getattr(self.scene, "semantics", None)
+
     def taught_by(self, decoders: tuple[GaussianDecoder, ...]) -> ViewedAnchors:
         """The same anchors with other decoders."""
         device = self.scene.anchors.positions.device
@@ -149,20 +174,30 @@ class ViewedAnchors:
     def _components(self) -> Tensor:
         return principal_colors(self.scene.anchors.features)
 
+    def semantic_colors(self) -> Tensor:
+        """Principal components of the semantic features."""
+        return self._semantic_components
+
+    @cached_property
+    def _semantic_components(self) -> Tensor:
+        return semantic_components(self.semantics)
+
 
 class ViewedSplats:
     """N splats in a frame whose zero lies at ``origin``, with the block of each where that is known.
 
-    ``antialiased``: their opacities were trained with the compensation of the 2D filter.
+    ``antialiased``: their opacities were trained with the compensation of the 2D filter. ``born`` and ``semantics`` as
+    of `ViewedScene`.
     """
 
     primitive = "splats"
 
     def __init__(
-        self, splats: Splats, origin: np.ndarray, blocks: Tensor | None = None, antialiased: bool = False
-    ) -> None:
+        self, splats: Splats, origin: np.ndarray, blocks: Tensor | None = None, antialiased: bool = False,
+        born: Tensor | None = None, semantics: Semantics | None = None,
+    ) -> None:  # fmt: skip
         self.splats, self.origin, self.blocks = splats, np.asarray(origin, dtype=np.float64), blocks
-        self.antialiased = antialiased
+        self.antialiased, self.born, self.semantics = antialiased, born, semantics
 
     def __len__(self) -> int:
         return len(self.splats)
@@ -189,6 +224,14 @@ class ViewedSplats:
     def features(self, rows: Tensor) -> None:
         """Splats carry no features."""
 
+    def semantic_colors(self) -> Tensor:
+        """Principal components of the semantic features."""
+        return self._semantic_components
+
+    @cached_property
+    def _semantic_components(self) -> Tensor:
+        return semantic_components(self.semantics)
+
 
 def viewed(scene: TrainedScene | Any) -> ViewedScene:
     """A trained scene as the viewer draws it; on the GPU where there is one.
@@ -201,7 +244,9 @@ def viewed(scene: TrainedScene | Any) -> ViewedScene:
         return ViewedAnchors(scene)
     if isinstance(scene, SplatScene):
         splats, block = scene.splats(), getattr(scene, "block", None)
-        return ViewedSplats(splats, scene.origin, None if block is None else block.to(splats.means.device))  # type: ignore[attr-defined]
+        blocks = None if block is None else block.to(splats.means.device)
+        born, semantics = getattr(scene, "born", None), getattr(scene, "semantics", None)
+        return ViewedSplats(splats, scene.origin, blocks, born=born, semantics=semantics)  # type: ignore[attr-defined]
     raise UserError(
         f"a {type(scene).__name__} holds neither anchors nor splats; export it to a splat file and view that"
     )
@@ -220,6 +265,14 @@ def principal_colors(features: Tensor) -> Tensor:
     ordered = found.sort(dim=0).values
     low, high = ordered[int(0.02 * (len(found) - 1))], ordered[int(0.98 * (len(found) - 1))]
     return ((found - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).float()
+
+
+def semantic_components(semantics: Semantics | None) -> Tensor:
+    """`principal_colors` of semantic features; of one or two of them the missing colours are zero."""
+    if semantics is None or semantics.features is None:
+        raise UserError("this scene has no semantic features")
+    missing = max(3 - semantics.features.shape[1], 0)
+    return principal_colors(torch.nn.functional.pad(semantics.features, (0, missing)))
 
 
 def _among(blocks: Tensor, chosen: frozenset[int]) -> Tensor:

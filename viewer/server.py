@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
 from scene_distill.viewer import layers
 from scene_distill.viewer.access import Access
+from scene_distill.viewer.browser_splats import PackedSplats
 from scene_distill.viewer.drawing import DrawingQueue, Superseded
 from scene_distill.viewer.encoding import encoded, framed
 from scene_distill.viewer.flight import Film, cameras_along
@@ -55,6 +56,9 @@ MOST_BROWSERS = 16
 
 HISTORY_EVERY_S = 4.0
 
+FINE_QUALITY = 85
+"""JPEG quality from which a picture is not a draft."""
+
 
 @dataclass(eq=False)
 class Browser:
@@ -76,6 +80,7 @@ class ViewerServer:
         self._browsers: set[Browser] = set()
         self._numbers = itertools.count(1)
         self._films: list[Path] = []
+        self._packed = PackedSplats()
 
     @asynccontextmanager
     async def running(self, host: str, port: int) -> AsyncIterator[Server]:
@@ -116,7 +121,7 @@ class ViewerServer:
             return None
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(None, page, request.path, self.session, self._films)
+            found = await loop.run_in_executor(None, page, request.path, self.session, self._films, self._packed)
         except Exception:
             found = sentence(500, "the viewer could not answer this")
         response = _response(found)
@@ -222,11 +227,14 @@ class ViewerServer:
         looking, photo = self.session.looking, None
         if frame is not None and self.session.images is not None:
             photo = layers.photo_for(self.session.images, self.session.frames[frame], camera)
-        return layers.Looked(looking.scene, looking.teacher, camera, request.selection, request.look, photo)
+        fine = not isinstance(request, RenderRequest) or request.quality == 0 or request.quality >= FINE_QUALITY
+        look = replace(request.look, fine=fine)
+        return layers.Looked(looking.scene, looking.teacher, camera, request.selection, look, photo)
 
     def _picked(self, request: PickRequest) -> dict[str, Any]:
-        scene = self.session.looking.scene
-        return pick(scene, request.camera, request.selection, request.x, request.y).to_dict()
+        looking = self.session.looking
+        found = pick(looking.scene, request.camera, request.selection, request.x, request.y, looking.steps)
+        return found.to_dict()
 
     # Films
 

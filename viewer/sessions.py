@@ -1,36 +1,35 @@
-"""What is looked at, behind one small protocol: a splat file, a run, or a run that is training in another process.
+"""What is looked at, behind one small protocol: a file, a run, or a run that is training in another process.
 
 A session answers three things: what there is and how it stands (`describe`, `status`, `history`), what to draw
-(`scene`, `teacher`, `frames`), and commands for training (`steer`). It watches files and never touches training: the
+(`looking`, `frames`), and commands for training (`steer`). It watches files and never touches training: the
 only thing it writes into a run is a line in control.jsonl when somebody asks for it.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from scene_distill.blocks.schedule import place_lanes
 from scene_distill.core.configs import RunConfig
 from scene_distill.core.errors import UserError
 from scene_distill.data.images import ImageCache
 from scene_distill.data.scene import Frame, Scene
-from scene_distill.export.formats import read_splats
 from scene_distill.methods import find_method
 from scene_distill.representations.splats import Splats
 from scene_distill.training.control import checked_change, send, training_state, tunables
 from scene_distill.training.loop import load_for
 from scene_distill.training.run_folder import RunFolder
-from scene_distill.viewer.colormaps import block_colors
 from scene_distill.viewer.committed import CommittedRun, manifest_time, teachers
-from scene_distill.viewer.layers import layers_of
+from scene_distill.viewer.describing import UNCERTAIN_UP, Looking, described
+from scene_distill.viewer.file_sessions import open_file
 from scene_distill.viewer.log_follower import LogFollower
-from scene_distill.viewer.scenes import ViewedAnchors, ViewedScene, ViewedSplats, viewed
+from scene_distill.viewer.scenes import ViewedAnchors, ViewedSplats, viewed
 
 PHOTO_CACHE_BYTES = 256_000_000
 LIVE_REST = 4.0
@@ -38,21 +37,6 @@ LIVE_REST = 4.0
 
 AFTER_A_FAULT_S = 10.0
 """Pause after a commit that could not be read."""
-
-BOX_PERCENT = (1.0, 99.0)
-"""Percentiles of the positions that a block's box and the scene's bounds hold: floaters far away do not count."""
-
-UNCERTAIN_UP = np.array([0.0, 0.0, 1.0])
-
-
-@dataclass(frozen=True, eq=False)
-class Looking:
-    """One state of the scene: what is drawn, and the same with the teacher's decoders where there is a teacher."""
-
-    scene: ViewedScene
-    teacher: ViewedScene | None
-    up: np.ndarray
-    unit: str
 
 
 class Session(Protocol):
@@ -91,52 +75,12 @@ class Session(Protocol):
 
 
 def open_session(path: Path, data: Path | None = None) -> Session:
-    """The session of a run folder or a splat file; raises `UserError` for anything else."""
+    """The session of a run folder, a splat file or a mesh; raises `UserError` for anything else."""
     if path.is_dir():
         return RunSession(RunFolder(path), data)
     if not path.exists():
-        raise UserError(f"{path} does not exist; give a run folder or a splat file")
-    return FileSession(path)
-
-
-class FileSession:
-    """A splat file of any format that `export.formats` reads."""
-
-    def __init__(self, path: Path, title: str | None = None) -> None:
-        splats, metadata = read_splats(path)
-        if torch.cuda.is_available():
-            splats = Splats(**{name: getattr(splats, name).cuda() for name in splats.__dataclass_fields__})
-        up = np.asarray(metadata.up, float) if metadata.up is not None else UNCERTAIN_UP
-        unit = "m" if metadata.unit == "metre" else "units"
-        self.looking = Looking(
-            ViewedSplats(splats, np.zeros(3), antialiased=metadata.antialiased), None, up / np.linalg.norm(up), unit
-        )
-        self.title, self.folder, self.version = title or path.name, path.parent, 1
-        self.frames: tuple[Frame, ...] = ()
-        self.images: ImageCache | None = None
-        self._bytes, self._metadata = path.stat().st_size, metadata
-
-    def describe(self) -> dict[str, Any]:
-        """What there is."""
-        facts = {"file": self.title, "size": f"{self._bytes / 1e6:.1f} MB", "made by": self._metadata.generator}
-        facts |= {"source": self._metadata.source, "up from": "file" if self._metadata.up else "assumed z"}
-        return _described(self, "file", {k: v for k, v in facts.items() if v})
-
-    def status(self) -> dict[str, Any]:
-        """A file does not change."""
-        return {"state": "file", "primitives": len(self.looking.scene)}
-
-    def history(self) -> dict[str, Any]:
-        """None."""
-        return {"run": {}, "blocks": {}}
-
-    def poll(self) -> bool:
-        """Nothing to look at."""
-        return False
-
-    def steer(self, command: dict[str, Any]) -> str:
-        """Refused: nothing trains here."""
-        raise UserError("a file does not train; open a run folder to steer training")
+        raise UserError(f"{path} does not exist; give a run folder, a splat file or a mesh")
+    return open_file(path)
 
 
 class RunSession:
@@ -203,18 +147,22 @@ class RunSession:
             self._next_merge = time.monotonic() + LIVE_REST * spent
             self._shown = ("commit", commit)
             if merged is not None:
-                self._show(merged)
+                self._show(merged, self._committed.steps)
                 return True
         return False
 
-    def _show(self, trained: Any) -> None:
+    def _show(self, trained: Any, steps: Mapping[int, int] | None = None) -> None:
+        """Look at a trained scene; ``steps`` that each block has made, all of them by default."""
         scene, teacher = viewed(trained), None
         if isinstance(scene, ViewedAnchors):
             decoders = teachers(self._run, len(scene.scene.decoders))
             teacher = scene.taught_by(decoders) if decoders else None
+        if steps is None:
+            blocks = 0 if scene.blocks is None or not len(scene) else int(scene.blocks.max())
+            steps = dict.fromkeys(range(blocks + 1), self._config.iterations)
         up = np.asarray(trained.metadata.get("up", UNCERTAIN_UP), dtype=float)
         unit = "m" if trained.metadata.get("unit") == "metre" else "units"
-        self.looking = Looking(scene, teacher, up / np.linalg.norm(up), unit)
+        self.looking = Looking(scene, teacher, up / np.linalg.norm(up), unit, steps)
         self.version += 1
 
     def _show_points(self) -> None:
@@ -238,7 +186,7 @@ class RunSession:
         if self._missing_data:
             facts["photos"] = self._missing_data
         kind = {"model": "saved run", "commit": "last commit"}.get(self._shown[0], "first points")
-        return _described(self, kind, facts) | {"tunables": tunables(self._tuned())}
+        return described(self, kind, facts) | {"tunables": tunables(self._tuned())}
 
     def _tuned(self) -> RunConfig:
         """The config with the changes that the log tells of."""
@@ -304,45 +252,3 @@ class RunSession:
         send(self._run.path, command)
         when = "from the next round on" if command["command"] == "set" else "after this step"
         return f"sent: {command['command']} {command.get('name', '')}".strip() + f", {when}"
-
-
-def _described(session: Session, kind: str, facts: dict[str, Any]) -> dict[str, Any]:
-    looking = session.looking
-    scene = looking.scene
-    positions = scene.positions.detach().float().cpu()
-    low, high = _box(positions, scene.origin)
-    return {
-        "title": session.title, "kind": kind, "version": session.version, "facts": facts, "unit": looking.unit,
-        "up": looking.up.tolist(), "bounds": [low, high], "primitive": scene.primitive, "primitives": len(scene),
-        "layers": layers_of(scene, looking.teacher, bool(session.frames)), "blocks": _blocks(scene, positions),
-        "frames": [_frame(frame, session) for frame in session.frames], "tunables": {},
-    }  # fmt: skip
-
-
-def _box(positions: torch.Tensor, origin: np.ndarray) -> tuple[list[float], list[float]]:
-    if len(positions) == 0:
-        return [-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]
-    sample = positions[:: -(-len(positions) // 200_000)].double().numpy()
-    low, high = np.percentile(sample, BOX_PERCENT, axis=0) + origin
-    return np.round(low, 4).tolist(), np.round(high, 4).tolist()
-
-
-def _blocks(scene: ViewedScene, positions: torch.Tensor) -> list[dict[str, Any]]:
-    if scene.blocks is None or len(scene) == 0:
-        return []
-    owners = scene.blocks.cpu()
-    colors = (block_colors(int(owners.max()) + 1) * 255).round().int().tolist()
-    found = []
-    for block, count in zip(*(part.tolist() for part in torch.unique(owners, return_counts=True)), strict=True):
-        low, high = _box(positions[owners == block], scene.origin)
-        found.append({"id": block, "count": count, "color": colors[block], "low": low, "high": high})
-    return found
-
-
-def _frame(frame: Frame, session: Session) -> dict[str, Any]:
-    camera = frame.camera
-    return {
-        "name": frame.name, "width": camera.width, "height": camera.height, "fx": camera.fx, "fy": camera.fy,
-        "cx": camera.cx, "cy": camera.cy, "pose": np.round(camera.cam_from_world, 6).ravel().tolist(),
-        "test": frame.name in getattr(getattr(session, "_scene", None), "test", ()),
-    }  # fmt: skip

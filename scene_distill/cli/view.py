@@ -27,13 +27,13 @@ READ_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class View:
-    """Look at a run, finished or in training, or at a splat file, in a browser.
+    """Look at a run, finished or in training, at a splat file or at a mesh, in a browser.
 
     Through SSH: `ssh -L 7007:localhost:7007 MACHINE`, then open http://localhost:7007 here.
     """
 
     what: tyro.conf.Positional[str]
-    """Run folder, splat file, or - for a splat file on standard input."""
+    """Run folder, splat file, mesh (.glb, .obj, .ply), or - for a file on standard input."""
     port: int = 7007
     """Port to listen on; 0 takes a free one."""
     host: str = "127.0.0.1"
@@ -70,11 +70,12 @@ def main(arguments: list[str]) -> None:
 def opened(options: View) -> tuple[Session, Path]:
     """The session and the folder for its films."""
     from scene_distill.training.control import training_state
-    from scene_distill.viewer.sessions import FileSession, open_session
+    from scene_distill.viewer.file_sessions import open_file
+    from scene_distill.viewer.sessions import open_session
 
     if options.what == "-":
         with tempfile.TemporaryDirectory() as folder:
-            session = FileSession(_standard_input(Path(folder), options.format), "standard input")
+            session: Session = open_file(_standard_input(Path(folder), options.format), "standard input")
         return session, options.films or Path("films")
     path = Path(options.what)
     if path.is_dir() and (training_state(path) or {}).get("state") in ("training", "paused") and hasattr(os, "nice"):
@@ -96,7 +97,7 @@ def _standard_input(folder: Path, extension: str) -> Path:
 
 
 def kind_of(first: bytes) -> str:
-    """Extension of a splat file by its first bytes; what has no mark of its own is a .splat."""
+    """Extension of a file by its first bytes; what has no mark of its own is a .splat."""
     if first.startswith(b"ply"):
         return "compressed.ply" if b"packed_position" in first[:4096] else "ply"
     marks = {b"\x1f\x8b": "spz", b"NGSP": "spz", b"PK": "sog", b"glTF": "glb", b"{": "gltf", b"<": "html"}

@@ -2,7 +2,7 @@
 
 import { Camera } from "./camera.js";
 import { Connection } from "./connection.js";
-import { $, el, note, number } from "./dom.js";
+import { $, count, el, note, number } from "./dom.js";
 import { blocksPanel } from "./panel_blocks.js";
 import { filmPanel } from "./panel_film.js";
 import { photosPanel } from "./panel_photos.js";
@@ -22,7 +22,7 @@ class App {
     Object.assign(this, {
       scene: null, status: null, history: null, left: "rgb", right: null, gain: 4, depthRange: null, hidden: new Set(),
       show: { boxes: false, frusta: false, path: false }, crop: { on: false, low: [-1, -1, -1], high: [1, 1, 1], for: null },
-      measures: [], keyframes: [], picked: null, tool: "look", standing: null, hoveredFrame: null, frustumHits: [], frustumSize: 1, thumbnails: new Map(),
+      measures: [], keyframes: [], picked: null, tool: "look", drawnBy: "server", standing: null, hoveredFrame: null, frustumHits: [], frustumSize: 1, thumbnails: new Map(),
     });
     this.camera = new Camera();
     this.connection = new Connection();
@@ -69,8 +69,33 @@ class App {
     const has = (id) => scene.layers.some((layer) => layer.id === id && !layer.missing);
     if (!has(this.left)) this.left = "rgb";
     if (this.right && !has(this.right)) this.right = null;
+    if (this.drawnBy === "browser") this.setDrawnBy("browser");
     this.rebuild();
     this.changed();
+  }
+
+  // Who draws: the server, or this browser where the scene fits. The browser draws all splats in colour; for everything
+  // else (other layers, a split, single blocks, the crop box) the server does it meanwhile.
+  setDrawnBy(who) {
+    const { browser, version } = this.scene;
+    this.drawnBy = who === "browser" && !browser.missing ? "browser" : "server";
+    if (this.drawnBy === "browser" && !this.viewport.here.ready(version)) {
+      note(`fetching ${browser.splats.toLocaleString("en")} splats`);
+      this.viewport.here.load(browser, version);
+    }
+    this.changed();
+    this.each("drawnBy");
+  }
+
+  browserDraws() {
+    return this.drawnBy === "browser" && this.scene !== null && this.left === "rgb" && this.right === null && !this.crop.on && this.hidden.size === 0
+      && this.viewport.here.ready(this.scene.version);
+  }
+
+  browserFailed(why) {
+    if (this.drawnBy !== "browser") return;
+    note(`this browser cannot draw it (${why}); the server draws`, true);
+    this.setDrawnBy("server");
   }
 
   frustumLength() {
@@ -181,18 +206,27 @@ class App {
 
   showFrame(header, kind, spent) {
     if (header.frame === null && this.camera.exact === null) this.standing = null;
-    const { width, height } = header.camera;
-    $("timing").textContent = `${width} × ${height}  ${kind}  ${number(header.draw_ms + header.encode_ms, 3)} ms drawn, ${number(spent, 3)} ms in all`;
+    const { width, height } = header.camera, here = kind === "browser";
+    $("drawn-by").textContent = here ? "drawn by this browser" : "drawn by the server";
+    $("timing").textContent = here ? `${width} × ${height}  WebGL  ${number(spent, 3)} ms`
+      : `${width} × ${height}  ${kind}  ${number(header.draw_ms + header.encode_ms, 3)} ms drawn, ${number(spent, 3)} ms in all`;
     document.body.dataset.version = String(header.version);
     this.showLegends(header);
     this.each("frame");
   }
 
   showLegends(header) {
-    const legends = header.legends.map((legend, index) => legend.map && MAPS[legend.map] ? this.legend(legend, header.layers[index]) : legend.map === "normals"
-      ? el("div", { className: "legend" }, el("div", {}, el("b", {}, "Normals"), el("span", {}, "world x, y, z as red, green, blue"))) : null);
+    const words = (title, text) => el("div", { className: "legend" }, el("div", {}, el("b", {}, title), el("span", {}, text)));
+    const legends = header.legends.map((legend, index) => legend.map && MAPS[legend.map] ? this.legend(legend, header.layers[index])
+      : legend.map === "normals" ? words("Normals", "world x, y, z as red, green, blue")
+        : legend.map === "pca" ? words("Semantics", `principal components of ${legend.unit}`) : legend.map === "classes" ? this.classes(legend) : null);
     if (header.frame !== null) legends.push(el("div", { className: "legend" }, el("div", {}, el("b", {}, "Photo"), el("span", {}, this.scene.frames[header.frame]?.name ?? ""))));
     $("legend").replaceChildren(...legends.filter(Boolean));
+  }
+
+  classes({ classes, more }) {
+    const rows = classes.map((one) => el("div", {}, el("span", {}, el("i", { className: "swatch", style: { background: `rgb(${one.color.join()})` } }), one.name), el("span", {}, count(one.count))));
+    return el("div", { className: "legend", id: "classes" }, el("div", {}, el("b", {}, "Semantics")), ...rows, more ? el("div", {}, `and ${more} more classes`) : null);
   }
 
   legend(legend, layer) {
@@ -204,7 +238,7 @@ class App {
     const label = this.scene.layers.find((one) => one.id === layer)?.label ?? layer;
     const middle = legend.scale === "inverse" ? 2 / (1 / legend.low + 1 / legend.high) : (legend.low + legend.high) / 2;
     const unit = legend.unit === "depth" ? ` ${this.scene.unit}` : "";
-    return el("div", { className: "legend" }, el("div", {}, el("b", {}, label), el("span", {}, legend.mean === undefined ? "" : `mean ${number(legend.mean, 3)}`)), canvas,
+    return el("div", { className: "legend" }, el("div", {}, el("b", {}, label), el("span", {}, legend.mean !== undefined ? `mean ${number(legend.mean, 3)}` : layer === "age" ? legend.unit : "")), canvas,
       el("div", {}, ...[legend.low, middle, legend.high].map((value) => el("span", {}, number(value, 3) + unit))));
   }
 

@@ -14,16 +14,24 @@ export function toolsPanel(app) {
     const facts = el("dl", {}, el("dt", {}, "pixel"), el("dd", {}, `${found.x}, ${found.y}`), el("dt", {}, "coverage"), el("dd", {}, number(found.alpha, 3)),
       el("dt", {}, "depth"), el("dd", {}, found.depth === null ? "nothing here" : `${found.depth.toFixed(3)} ${app.scene.unit}`),
       el("dt", {}, "point"), el("dd", {}, found.point ? found.point.map((value) => number(value, 5)).join("  ") : "–"),
-      el("dt", {}, "Gaussians"), el("dd", {}, `${found.count} in this pixel`));
+      ...(found.face === null ? [el("dt", {}, "Gaussians"), el("dd", {}, `${found.count} in this pixel`)]
+        : [el("dt", {}, "face"), el("dd", {}, String(found.face)), el("dt", {}, "normal"), el("dd", {}, found.normal.map((value) => value.toFixed(3)).join("  "))]));
     const most = found.shares[0]?.weight ?? 1, single = app.scene.primitive === "anchors" ? "anchor" : "splat";
     picked.replaceChildren(facts, ...found.shares.map((share) => el("div", { className: "share" },
       el("i", { className: "swatch", style: { background: css(share.color.map((value) => Math.round(255 * value))) } }),
       el("div", {}, el("div", {}, `${single} ${share.row}${single === "anchor" ? ` · slot ${share.slot}` : ""}`),
         el("div", { className: "muted small" }, `${share.block === null ? "" : `block ${share.block} · `}opacity ${number(share.opacity, 3)} · ${number(share.size, 3)} ${app.scene.unit} · at ${share.depth.toFixed(2)}`),
+        el("div", { className: "muted small" }, `${share.kind === null ? "" : `${share.kind} · `}${age(share)}`),
         el("div", { className: "bar", style: { width: `${100 * share.weight / most}%` } })),
       el("b", {}, `${(100 * share.weight).toFixed(1)} %`))));
     app.repaint();
   }
+
+  const age = ({ born, age: steps }) => {
+    if (born === null) return "age unknown";
+    const since = born === 0 ? "from the first points" : `made after step ${born}`;
+    return steps === null ? since : `age ${steps} steps, ${since}`;
+  };
 
   function takeMeasure(found) {
     if (!found.point) { app.note("there is nothing at this pixel to measure from"); return; }

@@ -1,12 +1,23 @@
 // What is shown: the layer, a second one to compare with, how they are coloured, and what lies over the picture.
 
-import { check, el, number, section, slider } from "./dom.js";
+import { check, count, el, number, section, slider } from "./dom.js";
 
 export function viewPanel(app) {
   const panel = el("div", { className: "panel" });
   const layers = el("div", { className: "grid2" });
   const compare = el("select", { "aria-label": "Right side", onchange: () => { app.right = compare.value || null; app.changed(); build(); } });
   const presets = el("div", { className: "grid2" });
+  const drawers = { server: "The server", browser: "This browser" };
+  const drawnBy = Object.fromEntries(Object.entries(drawers).map(([who, text]) => [who, el("button", { id: `draw-${who}`, onclick: () => app.setDrawnBy(who) }, text)]));
+  const drawnHint = el("p", { className: "empty small", id: "drawn-hint" });
+
+  function showDrawnBy() {
+    const { missing, splats } = app.scene.browser;
+    for (const [who, button] of Object.entries(drawnBy)) button.classList.toggle("on", app.drawnBy === who);
+    drawnBy.browser.disabled = Boolean(missing);
+    drawnBy.browser.title = missing || `fetches all ${count(splats)} splats and draws their colours with WebGL`;
+    drawnHint.textContent = missing || (app.drawnBy === "browser" ? "Other layers, a split, single blocks and the crop box are drawn by the server." : "");
+  }
   const gain = slider("Gain", { min: 1, max: 100, step: 1, value: app.gain, show: (v) => `× ${v}`, change: (v) => { app.gain = v; app.changed(); } });
   const near = el("input", { type: "number", min: 0, step: "any", placeholder: "auto", "aria-label": "Depth near" });
   const far = el("input", { type: "number", min: 0, step: "any", placeholder: "auto", "aria-label": "Depth far" });
@@ -38,11 +49,13 @@ export function viewPanel(app) {
       preset("Student | difference", "rgb", "difference"), preset("Render | error", "rgb", "error"));
     boxes.hidden = app.scene.blocks.length === 0;
     frusta.hidden = app.scene.frames.length === 0;
+    showDrawnBy();
     facts.replaceChildren(...Object.entries(app.scene.facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
   }
 
   panel.append(
     section("Layer", layers), section("Right of the split", el("div", { className: "row" }, el("span", { className: "stretch" }, compare)), presets),
+    section("Drawn by", el("div", { className: "grid2" }, drawnBy.server, drawnBy.browser), drawnHint),
     section("Colours", gain, el("div", { className: "row" }, el("label", { className: "name" }, "Depth range"), near, far)),
     section("Over the picture", el("div", { className: "grid2" }, boxes, frusta)),
     section("Camera", fov, side, camera, el("div", { className: "grid2", style: { marginTop: "6px" } },
@@ -52,7 +65,7 @@ export function viewPanel(app) {
   compare.style.width = "100%";
   presets.style.marginTop = "4px";
   return {
-    node: panel, scene: build,
+    node: panel, scene: build, drawnBy: showDrawnBy,
     frame: () => {
       fov.set(Math.round(app.camera.fov * 180 / Math.PI));
       const at = app.camera.position;

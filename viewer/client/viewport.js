@@ -1,6 +1,7 @@
-// The picture: asks the server for frames (draft while something moves, sharp at rest), shows one or two of them with a
-// split, and turns the mouse into camera moves and picks.
+// The picture: asks the server for frames (draft while something moves, sharp at rest), or draws them here where that was
+// chosen; shows one or two of them with a split, and turns the mouse into camera moves and picks.
 
+import { BrowserSplats } from "./browser_splats.js";
 import { $, note } from "./dom.js";
 import { drawOverlay } from "./overlay.js";
 
@@ -22,6 +23,8 @@ export class Viewport {
     this.split = 0.5;
     this.keys = new Set();
     this.sharpSide = 1024;
+    this.stale = true;
+    this.here = new BrowserSplats($("splats"), () => { this.stale = true; }, (why) => this.app.browserFailed(why));
     this.bind();
     new ResizeObserver(() => this.resize()).observe($("stage"));
     this.resize();
@@ -42,10 +45,10 @@ export class Viewport {
   }
 
   // Something moved: drafts now, a sharp picture when it rests.
-  moved() { this.wanted = "draft"; this.movedAt = performance.now(); document.body.dataset.frame = "stale"; }
+  moved() { this.stale = true; this.wanted = "draft"; this.movedAt = performance.now(); document.body.dataset.frame = "stale"; }
 
   // Something else changed: a sharp picture at once.
-  changed() { if (this.wanted !== "draft") this.wanted = "sharp"; document.body.dataset.frame = "stale"; }
+  changed() { this.stale = true; if (this.wanted !== "draft") this.wanted = "sharp"; document.body.dataset.frame = "stale"; }
 
   size(side) {
     const { width, height } = this.canvas, longest = Math.max(width, height);
@@ -59,12 +62,33 @@ export class Viewport {
 
   tick(now) {
     this.flown(now);
-    if (this.app.connection.open && this.app.scene && !this.waiting && this.wanted) {
+    if (this.app.browserDraws()) {
+      if (this.stale) this.drawHere();
+    } else if (this.app.connection.open && this.app.scene && !this.waiting && this.wanted) {
       const resting = now - this.movedAt > REST_MS;
       if (this.wanted === "sharp" || resting) this.ask("sharp");
       else this.ask("draft");
     }
     requestAnimationFrame(this.tick);
+  }
+
+  // Draw with this browser's WebGL; the picture is sharp once the splats were sorted for its view.
+  drawHere() {
+    this.stale = false;
+    const { width, height } = this.canvas, started = performance.now(), { fov } = this.app.camera, focal = height / 2 / Math.tan(fov / 2);
+    const header = {
+      layers: ["rgb"], legends: [{}], frame: null, version: this.app.scene.version,
+      camera: { pose: this.app.camera.pose().slice(), fx: focal, fy: focal, cx: width / 2, cy: height / 2, width, height },
+    };
+    $("splats").hidden = false;
+    const settled = this.here.draw(header.camera.pose, fov, this.ratio);
+    this.shown?.images.forEach((image) => image.close());
+    this.shown = { header, images: [], kind: "browser" };
+    this.waiting = null;
+    this.wanted = "sharp";
+    this.paint();
+    this.app.showFrame(header, "browser", performance.now() - started);
+    document.body.dataset.frame = settled ? "sharp" : "stale";
   }
 
   ask(kind) {
@@ -82,11 +106,13 @@ export class Viewport {
     if (header.format === "png") { this.app.saveScreenshot(parts[0], header); return; }
     const waiting = this.waiting;
     if (!waiting || header.id !== waiting.id) return;
+    if (this.app.browserDraws()) { this.waiting = null; return; }
     const images = await Promise.all(parts.map((part) => createImageBitmap(new Blob([part], { type: "image/jpeg" }))));
     const spent = performance.now() - waiting.at;
     this.waiting = null;
     this.shown?.images.forEach((image) => image.close());
     this.shown = { header, images, kind: waiting.kind };
+    $("splats").hidden = true;
     if (waiting.kind === "draft") {
       if (spent > TARGET_MS && this.draft > 0) this.draft--;
       else if (spent < TARGET_MS * 0.5 && this.draft < DRAFT_SIDES.length - 1) this.draft++;
@@ -114,6 +140,7 @@ export class Viewport {
   paint() {
     if (!this.shown) return;
     const context = this.canvas.getContext("2d"), place = this.place(), { images } = this.shown;
+    if (!images.length) { $("split").hidden = true; this.app.showSides(false); this.paintOverlay(); return; }
     context.fillStyle = "#000";
     context.fillRect(0, 0, this.canvas.width, this.canvas.height);
     context.imageSmoothingQuality = "high";
