@@ -10,6 +10,8 @@ from scene_distill.core.errors import UserError
 
 COMMANDS = {
     "train": ("scene_distill.cli.train", "train a method on a scene"),
+    "distill": ("scene_distill.cli.distill", "distil a slow 3D flow into a fast one"),
+    "generate": ("scene_distill.cli.generate", "make a 3D object from words"),
     "eval": ("scene_distill.cli.evaluate", "measure a run on its held-out views"),
     "render": ("scene_distill.cli.render", "write pictures of a run's views"),
     "view": ("scene_distill.cli.view", "look at a run or a splat file in a browser"),

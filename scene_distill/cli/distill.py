@@ -1,0 +1,104 @@
+"""`scene-distill distill mdt --teacher tiny-shapes | RUN ...`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from scene_distill.core.console import console, say, say_next, show_table
+from scene_distill.core.errors import UserError
+
+if TYPE_CHECKING:
+    from scene_distill.methods.mdt_dist.config import MDTConfig
+
+METHODS = {"mdt": "few-step 3D flows by marginal-data transport (MDT-dist)"}
+
+
+def main(arguments: list[str]) -> None:
+    """Distil a slow 3D flow into a fast one."""
+    if not arguments or arguments[0].startswith("-"):
+        say("usage: scene-distill distill METHOD [flags]\n")
+        for name, what in METHODS.items():
+            say(f"  {name:<6} {what}")
+        if arguments and arguments[0] in ("-h", "--help"):
+            return
+        raise UserError(f"name a method first: {', '.join(METHODS)}")
+    name, *rest = arguments
+    if name not in METHODS:
+        raise UserError(f"there is no method '{name}' to distil with; choose one of {', '.join(METHODS)}")
+    from scene_distill.methods.mdt_dist.config import MDTConfig
+
+    config = tyro.cli(
+        MDTConfig, args=rest, prog=f"scene-distill distill {name}", config=(tyro.conf.FlagCreatePairsOff,)
+    )
+    distill(config, [sys.executable, "-m", "scene_distill", "distill", *arguments])
+
+
+def distill(config: MDTConfig, command: list[str]) -> None:
+    """Run what a config says; ``command`` starts the other workers."""
+    import torch
+
+    from scene_distill.blocks.launch import joined
+    from scene_distill.methods.mdt_dist.run import MDTRun, open_folder
+    from scene_distill.renderers import native
+
+    check(config)
+    torch.set_num_threads(config.threads)
+    native.set_threads(config.threads)
+    if config.dry_run:
+        show_costs(config)
+        return
+    with joined(config.workers, lambda: command, config.worker_timeout) as workers:
+        if workers.rank == 0:
+            open_folder(config)
+        else:
+            console.quiet = True
+        model = MDTRun(config, workers).run()
+        if workers.rank > 0:
+            return
+    flows = ", ".join(f"{role} of {flow}" for role, flow in sorted(model.flows))
+    say(f"{config.output_dir / 'model.safetensors'}: {flows}")
+    say_next(f'scene-distill generate --model {config.output_dir} --prompt "a table"', "an object in one step")
+
+
+def check(config: MDTConfig) -> None:
+    """Refuse what cannot be trained."""
+    from scene_distill.methods.mdt_dist.config import TINY
+
+    if config.teacher != TINY and (Path(config.teacher) / "pipeline.json").exists():
+        raise UserError(
+            f"{config.teacher} holds TRELLIS checkpoints; distilling them needs latents of their training objects, "
+            "which this command does not read yet. Teachers are tiny-shapes or the folder of its run"
+        )
+    for name in ("shapes", "shards", "lanes", "batch", "visit", "structure_steps", "surface_steps", "gaussian_steps",
+                 "teacher_steps", "student_steps", "width", "depth", "threads"):  # fmt: skip
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
+    for name in ("unsaid", "dropped", "vd_from"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it is a share between 0 and 1")
+    if not 0 < config.delta < 0.5:
+        raise UserError(f"--delta is {config.delta}; it must lie between 0 and 0.5")
+    if config.vd and config.objective != "vm":
+        raise UserError("--vd goes with --objective vm: its residual is that of velocity matching")
+    if config.width % 4:
+        raise UserError(f"--width is {config.width}; it must be a multiple of 4")
+
+
+def show_costs(config: MDTConfig) -> None:
+    """The stages, and what an update of each takes here, measured on a few objects."""
+    from scene_distill.methods.mdt_dist.costs import measured_costs
+
+    rows, total = [], 0.0
+    for cost in measured_costs(config):
+        seconds = cost.updates * cost.seconds
+        total += seconds
+        rows.append([cost.stage, f"{cost.updates:,}", f"{cost.parameters:,}", f"{1000 * cost.seconds:.1f}",
+                     f"{seconds / 60:.1f}"])  # fmt: skip
+    columns = ("stage", "updates", "weights", "ms an update", "minutes")
+    show_table(f"{config.lanes} lanes of {config.batch} on {config.workers} workers", columns, rows)
+    say(f"in all {total / 60:.0f} minutes, as measured now")
+    say_next("scene-distill distill mdt", "the same without --dry-run")

@@ -1,0 +1,186 @@
+"""Lessons of the flows: teachers from latents, students from teachers.
+
+Teacher:   of a flow, the straight paths between latents and noise; of a student, the frozen flow, guided or not.
+Student:   the same network; a student starts from the teacher's weights.
+Gradient:  mean squared velocity error; for students one of `objectives.transport`'s losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from scene_distill.core.errors import UserError
+from scene_distill.methods.mdt_dist.config import MDTConfig
+from scene_distill.methods.mdt_dist.model import FlowName, Whitening
+from scene_distill.nets.vector_flow import VectorFlow
+from scene_distill.objectives.transport import Derivative, Transported, velocity_distillation, velocity_matching
+from scene_distill.objectives.transport_consistency import (
+    consistency_distillation,
+    continuous_consistency,
+    phased_consistency,
+)
+from scene_distill.objectives.transport_times import TimeBins, TransportTimes
+from scene_distill.priors.flow import state, velocity
+from scene_distill.training.sharded_learning import Outcome
+
+BINS = TimeBins(8)
+
+
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """A flow's training states [n, D], their words [n, S] and what they are conditioned on [n, G]."""
+
+    x: Tensor
+    words: Tensor
+    given: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+
+@dataclass(frozen=True)
+class LatentFiles:
+    """Where the latents of the shards are: ``structure``, ``surface`` and ``words`` in a file each shard."""
+
+    folder: Path
+
+    def path(self, shard: int) -> Path:
+        """A shard's file."""
+        return self.folder / f"shard-{shard:04d}.safetensors"
+
+    def read(self, shard: int) -> dict[str, Tensor]:
+        """Encoder latents [n, D] and words [n, 3] int64; `UserError` when the file is damaged."""
+        try:
+            tensors = load_file(self.path(shard))
+            return {name: tensors[name] for name in ("structure", "surface", "words")}
+        except Exception as error:
+            raise UserError(
+                f"{self.path(shard)} cannot be read ({str(error).splitlines()[0]}); delete it, and it is made again"
+            ) from error
+
+    def latents(self, shard: int, flow: FlowName, whitening: dict[str, Whitening]) -> Latents:
+        """The states that a flow learns from."""
+        tensors = self.read(shard)
+        structure = whitening["structure"].apply(tensors["structure"])
+        if flow == "structure":
+            return Latents(structure, tensors["words"][:, :1], None)
+        return Latents(whitening["latent"].apply(tensors["surface"]), tensors["words"], structure)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """States, conditions, noise and times of a step."""
+
+    x0: Tensor
+    words: Tensor
+    given: Tensor | None
+    noise: Tensor
+    generator: torch.Generator
+
+    def bound(self, network: VectorFlow, guidance: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network as a velocity of states and times; guided, (1 + w) v_words - w v_nothing."""
+        if guidance == 0:
+            return lambda x, t: network(x, t, self.words, self.given)
+        nothing = torch.zeros_like(self.words)
+        return lambda x, t: (
+            (1 + guidance) * network(x, t, self.words, self.given) - guidance * network(x, t, nothing, self.given)
+        )
+
+
+def draw_batch(data: Latents, count: int, unsaid: float, dropped: float, generator: torch.Generator) -> Batch:
+    """Random rows with fresh noise; words lose colours with chance ``unsaid``, everything with chance ``dropped``."""
+    rows = torch.randint(len(data), (count,), generator=generator)
+    words = data.words[rows].clone()
+    dice = torch.rand(words.shape, generator=generator)
+    words[:, 1:][dice[:, 1:] < unsaid] = 0
+    words[torch.rand(count, generator=generator) < dropped] = 0
+    x0 = data.x[rows]
+    given = None if data.given is None else data.given[rows]
+    return Batch(x0, words, given, torch.randn(x0.shape, generator=generator), generator)
+
+
+@dataclass(frozen=True, eq=False)
+class FlowLesson:
+    """A teacher: velocity of straight paths at uniform times."""
+
+    files: LatentFiles
+    flow: FlowName
+    whitening: dict[str, Whitening]
+    network: VectorFlow
+    config: MDTConfig
+    bins: TimeBins = BINS
+
+    def read(self, shard: int) -> Latents:
+        """The shard's states."""
+        return self.files.latents(shard, self.flow, self.whitening)
+
+    def outcome(self, data: object, batch: int, progress: float, generator: torch.Generator) -> Outcome:
+        """Mean squared velocity error of a batch."""
+        assert isinstance(data, Latents)
+        drawn = draw_batch(data, batch, self.config.unsaid, self.config.dropped, generator)
+        t = torch.rand(batch, generator=generator)
+        found = drawn.bound(self.network)(state(drawn.x0, drawn.noise, t), t)
+        each = (found - velocity(drawn.x0, drawn.noise)).square().mean(1)
+        return Outcome(each.mean(), {}, each, t)
+
+
+@dataclass(frozen=True, eq=False)
+class StudentLesson:
+    """A student of transport: the configured objective on real latents, and velocity distillation on its own samples.
+
+    Only the derivative's direction and the target ask the teacher; its guided velocity serves both.
+    """
+
+    files: LatentFiles
+    flow: FlowName
+    whitening: dict[str, Whitening]
+    network: VectorFlow
+    teacher: VectorFlow
+    config: MDTConfig
+    bins: TimeBins = BINS
+
+    def read(self, shard: int) -> Latents:
+        """The shard's states."""
+        return self.files.latents(shard, self.flow, self.whitening)
+
+    @property
+    def derivative(self) -> Derivative:
+        """As configured."""
+        return Derivative(self.config.derivative, self.config.delta, self.config.d_norm)
+
+    def outcome(self, data: object, batch: int, progress: float, generator: torch.Generator) -> Outcome:
+        """The loss of a batch, and of velocity distillation once it has set in."""
+        assert isinstance(data, Latents)
+        config = self.config
+        drawn = draw_batch(data, batch, config.unsaid, config.dropped if config.keep_guidance else 0.0, generator)
+        t = TransportTimes(config.times, config.delta).draw(batch, generator)
+        baked = 0.0 if config.keep_guidance else config.guidance
+        student, teacher = drawn.bound(self.network), drawn.bound(self.teacher, baked)
+        found = self._matched(student, teacher, state(drawn.x0, drawn.noise, t), t)
+        loss = found.loss
+        figures = {"matching": float(loss.detach())}
+        if config.vd and progress >= config.vd_from:
+            noise = torch.randn(drawn.noise.shape, generator=generator)
+            again = torch.randn(drawn.noise.shape, generator=generator) if config.vd_noise == "fresh" else drawn.noise
+            wanted = drawn.bound(self.teacher, 0.0 if config.keep_guidance else config.vd_guidance)
+            pulled = velocity_distillation(student, wanted, noise, again, t, self.derivative, config.vd_weight)
+            loss = loss + config.vd * pulled.loss
+            figures["distillation"] = float(pulled.loss.detach())
+        return Outcome(loss, figures, found.each, t)
+
+    def _matched(self, student: Callable[[Tensor, Tensor], Tensor], teacher: Callable[[Tensor, Tensor], Tensor],
+                 x: Tensor, t: Tensor) -> Transported:  # fmt: skip
+        config = self.config
+        if config.objective == "vm":
+            return velocity_matching(student, teacher, x, t, self.derivative)
+        if config.objective == "scm":
+            return continuous_consistency(student, teacher, x, t, self.derivative, config.tangent_norm)
+        if config.objective == "pcm":
+            return phased_consistency(student, teacher, x, t, config.delta, config.phases)
+        return consistency_distillation(student, teacher, x, t, config.delta)

@@ -1,0 +1,279 @@
+"""A run of the small world from nothing to students: world, autoencoders, latents, teachers, students, one model file.
+
+Every stage learns one network through `blocks.runtime` and leaves ``weights/<stage>.safetensors``; a stage whose
+weights are there is not run again, so a run that was stopped goes on in the middle of the stage it was in. Later stages
+read the weights from that file, in half precision, whether or not the run was stopped between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from scene_distill.blocks.runtime import Progress, Runtime
+from scene_distill.blocks.workers import Workers
+from scene_distill.core.configs import changed_fields, from_plain, read_yaml, save_config, to_plain
+from scene_distill.core.console import progress, say
+from scene_distill.core.errors import UserError
+from scene_distill.core.files import write_atomically
+from scene_distill.core.seeds import key, torch_generator
+from scene_distill.data.shape_shards import ShapeSet, read_shard, write_shards
+from scene_distill.methods.mdt_dist.autoencoders import (
+    SAMPLES,
+    GaussianLesson,
+    StructureAutoencoder,
+    StructureLesson,
+    SurfaceAutoencoder,
+    SurfaceLesson,
+    gaussian_decoder,
+)
+from scene_distill.methods.mdt_dist.config import TINY, MDTConfig
+from scene_distill.methods.mdt_dist.flows import FlowLesson, LatentFiles, StudentLesson
+from scene_distill.methods.mdt_dist.model import FLOWS, FlowName, ShapeModel, ShapeSizes, Whitening
+from scene_distill.nets.vector_flow import VectorFlow
+from scene_distill.nets.weight_files import read_weights, save_weights
+from scene_distill.training.run_folder import RunFolder
+from scene_distill.training.sharded_learning import Learning, Lesson, Means, ShardedLearning
+
+METHOD = "mdt"
+LOG_EVERY = 20
+"""Updates between lines of a stage's log."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """A network to be learned: how it is called, made and taught, and which parts of the model it becomes."""
+
+    name: str
+    network: nn.Module
+    lesson: Lesson
+    learning: Learning
+    parts: tuple[tuple[str, str], ...]
+    """(part of the model, prefix of its tensors in the network)."""
+
+
+def open_folder(config: MDTConfig) -> None:
+    """Make the run folder and write the config, or check that a run to be resumed has the same one."""
+    path = config.output_dir / "config.yaml"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda temporary: save_config(config, temporary, METHOD))
+        return
+    if not config.resume:
+        raise UserError(
+            f"{config.output_dir} already holds a run; add --resume to go on or choose another --output-dir"
+        )
+    old = saved_config(config.output_dir)
+    changed = changed_fields(old, config)
+    if changed:
+        was, now = getattr(old, changed[0]), getattr(config, changed[0])
+        raise UserError(
+            f"{config.output_dir} was started with --{changed[0].replace('_', '-')} {was}, not {now}; resume with the "
+            "same settings, or distil its teacher again into another folder with --teacher"
+        )
+
+
+def saved_config(folder: Path) -> MDTConfig:
+    """The config a run was started with; `UserError` when the folder holds no such run."""
+    path = folder / "config.yaml"
+    if not path.exists() or path.read_text().split("\n", 1)[0] != f"method: {METHOD}":
+        raise UserError(f"{folder} is no run of scene-distill distill mdt (no config.yaml of one in it)")
+    return from_plain(MDTConfig, read_yaml(path), str(path))
+
+
+def sizes_of(config: MDTConfig) -> ShapeSizes:
+    """The sizes of a config's networks."""
+    return ShapeSizes(config.width, config.depth, config.highest_frequency)
+
+
+class MDTRun:
+    """A run on one of its workers."""
+
+    def __init__(self, config: MDTConfig, workers: Workers) -> None:
+        self.config, self.workers, self.folder = config, workers, config.output_dir
+        taught = config.teacher == TINY
+        self.source = self.folder if taught else Path(config.teacher)
+        self.world = config if taught else saved_config(self.source)
+        self.model = ShapeModel(sizes_of(config)) if taught else ShapeModel.load(self.source)
+        self.shapes = ShapeSet("train", self.world.shapes, self.world.shards, self.world.seed)
+        self.files = LatentFiles(self.source / "latents")
+
+    def run(self) -> ShapeModel:
+        """Do what is left; the model, saved by worker 0 to model.safetensors. Every worker calls it."""
+        if self.config.teacher == TINY:
+            self._make_world()
+            self._learn(self.structure_stage())
+            self._learn(self.surface_stage())
+            self._learn(self.gaussian_stage())
+            self.encode_all()
+            for flow in FLOWS:
+                self._learn(self.teacher_stage(flow))
+        else:
+            self._whiten()
+        for flow in FLOWS:
+            if self.config.stage in ("both", flow):
+                self._learn(self.student_stage(flow))
+        with self.workers.first_before_others("worker 0 writes the model"):
+            if self.workers.rank == 0:
+                about = {"config": to_plain(self.config), "stages": self._notes}
+                self.model.save(self.folder / "model.safetensors", about | {"shapes": asdict(self.shapes)})
+        return self.model
+
+    @property
+    def _notes(self) -> dict[str, Any]:
+        found = {}
+        for path in sorted((self.folder / "weights").glob("*.safetensors")):
+            found[path.stem] = read_weights(path, path.stem)[1]["about"]
+        return found
+
+    def structure_stage(self) -> Stage:
+        """The structure autoencoder."""
+        network = self._seeded("structure", lambda: StructureAutoencoder(self.model.sizes.structure_config()))
+        lesson = StructureLesson(self.shapes, self.folder / "shapes", network)
+        parts = (("structure_encoder", "encoder."), ("structure_decoder", "decoder."))
+        return Stage("structure_autoencoder", network, lesson, self._decoding(self.config.structure_steps), parts)
+
+    def surface_stage(self) -> Stage:
+        """The surface encoder with the mesh decoder."""
+        network = self._seeded("surface", lambda: SurfaceAutoencoder(self.model.sizes.surface_config()))
+        lesson = SurfaceLesson(self.shapes, self.folder / "shapes", network, self.model.structure_encoder)
+        parts = (("surface_encoder", "encoder."), ("mesh_decoder", "decoder."))
+        return Stage("surface_autoencoder", network, lesson, self._decoding(self.config.surface_steps), parts)
+
+    def gaussian_stage(self) -> Stage:
+        """The Gaussian decoder."""
+        network = self._seeded("gaussians", lambda: gaussian_decoder(self.model.sizes.surface_config()))
+        encoders = (self.model.structure_encoder, self.model.surface_encoder)
+        lesson = GaussianLesson(self.shapes, self.folder / "shapes", network, *encoders)
+        learning = self._decoding(self.config.gaussian_steps)
+        return Stage("gaussian_decoder", network, lesson, learning, (("gaussian_decoder", ""),))
+
+    def teacher_stage(self, flow: FlowName) -> Stage:
+        """A flow."""
+        network = self._seeded(f"teacher {flow}", lambda: VectorFlow(self.model.sizes.flow_config(flow)))
+        lesson = FlowLesson(self.files, flow, self.model.whitening, network, self.config)
+        config = self.config
+        learning = Learning(config.teacher_steps, config.teacher_rate, config.batch, ema=config.ema, clip=config.clip,
+                            seed=config.seed)  # fmt: skip
+        return Stage(f"teacher_{flow}", network, lesson, learning, ((f"teacher_{flow}", ""),))
+
+    def student_stage(self, flow: FlowName) -> Stage:
+        """A student of a flow, from its weights."""
+        config, teacher = self.config, self.model.flow("teacher", flow)
+        network = VectorFlow(self.model.sizes.flow_config(flow))
+        network.load_state_dict(teacher.state_dict())
+        lesson = StudentLesson(self.files, flow, self.model.whitening, network, teacher, config)
+        learning = Learning(config.student_steps, config.student_rate, config.batch, ema=config.ema, clip=config.clip,
+                            window=config.clip_window, seed=config.seed)  # fmt: skip
+        return Stage(f"student_{flow}", network, lesson, learning, ((f"student_{flow}", ""),))
+
+    def _decoding(self, steps: int) -> Learning:
+        config = self.config
+        return Learning(steps, config.autoencoder_rate, config.batch, ema=config.ema, clip=config.clip,
+                        seed=config.seed)  # fmt: skip
+
+    def _seeded(self, name: str, make: Callable[[], Any]) -> Any:
+        """A network whose first weights depend on the seed and its name."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(key(self.config.seed, "shapes", name))
+            return make()
+
+    def _make_world(self) -> None:
+        """Voxels of all shards; every worker makes some."""
+        with progress("objects (shards)", -(-self.shapes.shards // self.workers.count)) as meter:
+            write_shards(self.shapes, self.folder / "shapes", lambda done, total: meter.update(done),
+                         self.workers.rank, self.workers.count)  # fmt: skip
+        self.workers.main.barrier("the objects are made")
+
+    @torch.no_grad()
+    def encode_all(self) -> None:
+        """Latents of all shards, and their mean and spread."""
+        for shard in range(self.workers.rank, self.shapes.shards, self.workers.count):
+            if not self.files.path(shard).exists():
+                tensors = self.encoded(shard)
+                write_atomically(self.files.path(shard), lambda temporary: save_file(tensors, temporary))
+        self.workers.main.barrier("the latents are made")
+        self._whiten()
+
+    def _whiten(self) -> None:
+        every = [self.files.read(shard) for shard in range(self.shapes.shards)]
+        self.model.whiten("structure", torch.cat([tensors["structure"] for tensors in every]))
+        self.model.whiten("latent", torch.cat([tensors["surface"] for tensors in every]))
+
+    def encoded(self, shard: int) -> dict[str, Tensor]:
+        """Latents (posterior means) and words of a shard's objects."""
+        shapes = read_shard(self.shapes, self.folder / "shapes", shard)
+        structure, surface = encode(self.model, shapes, torch_generator(self.config.seed, "shell samples", shard))
+        return {"structure": structure, "surface": surface, "words": shapes.words.long()}
+
+    def _learn(self, stage: Stage) -> None:
+        """Train a stage, or what is left of it, and take its weights into the model."""
+        path = self.folder / "weights" / f"{stage.name}.safetensors"
+        if not path.exists():
+            self._train(stage, path)
+        tensors = read_weights(path, stage.name)[0]
+        for part, prefix in stage.parts:
+            self.model.take(part, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
+
+    def _train(self, stage: Stage, path: Path) -> None:
+        config, folder = self.config, RunFolder(self.folder / stage.name)
+        method = ShardedLearning(stage.name, stage.network, stage.lesson, stage.learning, self.shapes.shards,
+                                 config.lanes, config.visit)  # fmt: skip
+        runtime = Runtime(method, method.rounds, folder.checkpoint, None, self.workers, config.reduction)
+        runtime.resume()
+        if self.workers.rank == 0:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.rewind_log(runtime.next_round)
+        total = sum(round_.steps for round_ in method.rounds)
+        done = sum(round_.steps for round_ in method.rounds[: runtime.next_round])
+        with progress(stage.name.replace("_", " "), total, done) as meter:
+            place, ends = {"round": runtime.next_round}, {round_.shared_step + round_.steps for round_ in method.rounds}
+
+            def told(step: int, means: dict[str, float]) -> None:
+                folder.append(place | {"step": step, **means})
+                meter.update(step, f"loss {means['loss']:.4f}")
+
+            means = Means(told, LOG_EVERY, ends, done)
+
+            def hear(step: Progress) -> None:
+                place["round"] = step.round
+                means.hear([numbers for _, numbers in step.lanes])
+
+            runtime.run(hear)
+        with self.workers.first_before_others("worker 0 writes weights"):
+            if self.workers.rank == 0:
+                about = {"seconds": runtime.seconds, "updates": method.learner.done, "bins": _bins(runtime, method)}
+                save_weights(path, method.learner.averaged(), {"kind": stage.name, "about": about})
+        if self.workers.rank == 0:
+            spent = runtime.seconds / max(method.learner.done, 1)
+            say(f"{stage.name}: {method.learner.done} updates in {runtime.seconds:.0f} s ({1000 * spent:.1f} ms each)")
+
+
+def _bins(runtime: Runtime, method: ShardedLearning) -> dict[str, float]:
+    """Mean losses by bin, over all shards and the whole training."""
+    sums = torch.stack([saved()["bins"] for saved in runtime.states().values()]).sum(0)
+    return method.lesson.bins.means(sums)
+
+
+@torch.no_grad()
+def encode(model: ShapeModel, shapes: Any, generator: torch.Generator, at_once: int = 64) -> tuple[Tensor, Tensor]:
+    """Posterior means [N, Z] of structure and [N, Z'] of surface, of all objects of a shard."""
+    structure, surface = [], []
+    for rows in torch.arange(len(shapes)).split(at_once):
+        structure.append(model.structure_encoder(shapes.grids(rows).float())[0])
+        surface.append(model.surface_encoder(*shapes.sampled(rows, 4 * SAMPLES, generator))[0])
+    return torch.cat(structure), torch.cat(surface)
+
+
+def whitened(model: ShapeModel, structure: Tensor, surface: Tensor) -> dict[str, Tensor]:
+    """Encoder latents as flows see them, by flow."""
+    pairs: dict[str, tuple[Whitening, Tensor]] = {
+        "structure": (model.whitening["structure"], structure), "latent": (model.whitening["latent"], surface),
+    }  # fmt: skip
+    return {flow: whitening.apply(latent) for flow, (whitening, latent) in pairs.items()}
