@@ -106,14 +106,17 @@ def default_folder(config: TextTo3DConfig, method: TextMethod) -> Path:
 
 def make(method: TextMethod, config: TextTo3DConfig) -> None:
     """Train on the run's workers; worker 0 writes and tells."""
+    from scene_distill.cli.object_gallery import write_run_gallery
     from scene_distill.training.workers import workers_of
 
+    assert config.output_dir is not None
     with workers_of(method.name, config, ("text-to-3d", "--method", method.name)) as workers:
         made = train(method, config, workers)
     for each in made:
         show(each, config)
     if not made:
         return
+    say(f"gallery: {write_run_gallery(made, config, method.name, config.output_dir)}")
     say(f"run folder: {config.output_dir}")
     say_next(f"scene-distill view {made[0].folder / viewable(made[0])}", "walk around it in a browser")
 
