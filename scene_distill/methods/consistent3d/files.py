@@ -1,0 +1,37 @@
+"""Files of finished objects: tensors, and the config that they were made with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from scene_distill.core.configs import from_plain, to_plain
+from scene_distill.core.errors import UserError
+from scene_distill.core.files import write_atomically
+from scene_distill.methods.consistent3d.config import Consistent3DConfig
+
+
+def save_tensors(path: Path, kind: str, config: Consistent3DConfig, tensors: dict[str, Tensor]) -> None:
+    """One .safetensors file, atomically."""
+    header = {"kind": kind, "config": json.dumps(to_plain(config))}
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, lambda temporary: save_file(plain, temporary, header))
+
+
+def read_tensors(path: Path) -> tuple[str, Consistent3DConfig, dict[str, Tensor]]:
+    """Kind, config and tensors of a file of `save_tensors`; UserError when it is missing, damaged or something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            config = from_plain(Consistent3DConfig, _tuples(json.loads(header["config"])), str(path))
+            return header["kind"], config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(f"{path} holds no object of consistent3d ({error}); make it again") from error
+
+
+def _tuples(values: dict[str, object]) -> dict[str, object]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
