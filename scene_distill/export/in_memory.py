@@ -5,8 +5,10 @@ What differs from the house conventions is converted here and nowhere else:
     trimesh     colours uint8 RGBA; texture v up; cameras look along -z, y up (OpenGL), pose is world_from_cam
     Open3D      colours float64 in [0, 1]; texture coordinates per face corner, v = 0 at the first row of the image;
                 cameras in OpenCV axes with cam_from_world, pixel centres at integers, so cx and cy are 0.5 px less
-    PyTorch3D   colours float32 in [0, 1]; texture v up; cameras x left, y up, z forward, points are rows:
-                x_cam = x_world R + T; screen space with pixel centres at half-integers, as here
+    PyTorch3D   colours float32 in [0, 1]; texture v up, 0 and 1 at the outer edges of the texels (its default puts them
+                at their centres); cameras x left, y up, z forward, points are rows: x_cam = x_world R + T; screen space
+                with pixel centres at half-integers, as here (version 0.6 and later); its normalised space has x left
+                and y up, and [-1, 1] along the image's shorter side
 
 Quaternions: (w, x, y, z) here and in trimesh, PyTorch3D and Open3D alike; scipy's are (x, y, z, w).
 """
@@ -108,7 +110,7 @@ def to_pytorch3d(mesh: TriangleMesh) -> Any:
     if mesh.texture is not None and mesh.uvs is not None:
         image = torch.from_numpy(mesh.texture).float()[None] / 255
         uvs = torch.from_numpy(np.ascontiguousarray(_v_up(mesh.uvs))).float()
-        textures = renderer.TexturesUV(maps=image, faces_uvs=[faces], verts_uvs=[uvs])
+        textures = renderer.TexturesUV(maps=image, faces_uvs=[faces], verts_uvs=[uvs], align_corners=False)
     elif mesh.colors is not None:
         textures = renderer.TexturesVertex([torch.from_numpy(mesh.colors).float()])
     return structures.Meshes([vertices], [faces], textures)

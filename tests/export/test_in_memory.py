@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +15,7 @@ from scene_distill.export.in_memory import (
     camera_to_trimesh,
     cameras_to_pytorch3d,
     points_to_open3d,
+    points_to_pytorch3d,
     points_to_trimesh,
     pytorch3d_camera_arguments,
     to_open3d,
@@ -107,6 +111,72 @@ def test_pytorch3d_arguments_project_as_ours_by_its_documented_rule(index, seed)
     assert np.allclose(screen, pixels, atol=2e-3) and np.allclose(in_cam[:, 2], depth, atol=1e-5)
     assert np.linalg.det(arguments["R"][0]) == pytest.approx(1, abs=1e-5)
     assert tuple(arguments["image_size"][0]) == (camera.height, camera.width)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 13), st.integers(0, 1000), st.booleans())
+def test_pytorch3d_arguments_reach_its_normalised_space_as_documented(index, seed, upright) -> None:
+    """f_ndc = 2 f / s and p_ndc = -2 (p - size / 2) / s with s the shorter side; x_ndc = f_ndc x / z + p_ndc, x left
+    and y up; the middle of the top left pixel lies half a pixel inside of (W / s, H / s)."""
+    camera = ring_of_cameras(size=(140, 180) if upright else (180, 140))[index]
+    arguments = pytorch3d_camera_arguments([camera])
+    points = np.random.default_rng(seed).normal(size=(30, 3))
+    in_cam = points @ arguments["R"][0] + arguments["T"][0]
+    size, shorter = arguments["image_size"][0][::-1], min(camera.width, camera.height)
+    focal = 2 * arguments["focal_length"][0] / shorter
+    principal = -2 * (arguments["principal_point"][0] - size / 2) / shorter
+    ndc = focal * in_cam[:, :2] / in_cam[:, 2:] + principal
+    pixels, _ = camera.project(points)
+    assert np.allclose((size / 2 - ndc * shorter / 2), pixels, atol=2e-3)
+    ray = np.array([(0.5 - camera.cx) / camera.fx, (0.5 - camera.cy) / camera.fy, 1.0])
+    corner = ray @ camera.cam_from_world[:3, :3] + camera.center
+    seen = corner @ arguments["R"][0] + arguments["T"][0]
+    assert np.allclose(focal * seen[:2] / seen[2] + principal, (size - 1) / shorter, atol=1e-4)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """PyTorch3D's classes as recorders of their arguments, where it is not installed too."""
+
+    def recorder(*names: str) -> SimpleNamespace:
+        kept = {name: lambda *given, _name=name, **named: SimpleNamespace(kind=_name, given=given, **named)
+                for name in names}  # fmt: skip
+        return SimpleNamespace(**kept)
+
+    modules = {
+        "pytorch3d.structures": recorder("Meshes", "Pointclouds"),
+        "pytorch3d.renderer": recorder("TexturesUV", "TexturesVertex", "PerspectiveCameras"),
+    }
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def test_pytorch3d_gets_batches_of_one_in_float32(recorded) -> None:
+    made = to_pytorch3d(colored())
+    [vertices], [faces], textures = made.given
+    assert made.kind == "Meshes" and vertices.dtype == torch.float32 and faces.dtype == torch.int64
+    assert textures.kind == "TexturesVertex" and np.allclose(textures.given[0][0], colored().colors)
+    points = points_to_pytorch3d(cloud())
+    assert points.kind == "Pointclouds" and np.allclose(points.given[0][0], np.eye(3))
+    assert np.allclose(points.normals[0], -np.eye(3)) and points.features[0][0, 1] == 0.5
+    cameras = ring_of_cameras()[:3]
+    made = cameras_to_pytorch3d(cameras)
+    assert made.kind == "PerspectiveCameras" and made.in_ndc is False and made.R.shape == (3, 3, 3)
+    assert all(torch.is_tensor(value) for value in (made.T, made.focal_length, made.principal_point, made.image_size))
+
+
+def test_pytorch3d_samples_the_texels_that_are_meant(recorded) -> None:
+    """Its rule: the image's rows are turned over, then uv in [0, 1] spans [-1, 1] of torch's grid_sample."""
+    mesh = painted()
+    texture = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    row, column = np.array([0, 1, 2, 3]), np.array([0, 3, 5, 1])
+    centers = np.stack([(column + 0.5) / 6, (row + 0.5) / 4], axis=1).astype(np.float32)
+    textures = to_pytorch3d(TriangleMesh(mesh.vertices, mesh.faces, None, centers, texture)).given[2]
+    assert textures.kind == "TexturesUV" and torch.equal(textures.faces_uvs[0], torch.from_numpy(mesh.faces))
+    maps = textures.maps.permute(0, 3, 1, 2).flip(2)
+    grid = textures.verts_uvs[0][None, None] * 2 - 1
+    found = torch.nn.functional.grid_sample(maps, grid, align_corners=textures.align_corners)[0, :, 0].T
+    assert np.abs(found.numpy() * 255 - texture[row, column]).max() < 1e-2
 
 
 def test_quaternions_are_w_first_in_the_libraries_too() -> None:
