@@ -8,6 +8,7 @@ from torch import Tensor
 from scene_distill.core import seeds
 from scene_distill.methods.dreamer_xl.config import DreamerXLConfig
 from scene_distill.methods.dreamer_xl.gaussians import GaussianObjects
+from scene_distill.methods.dreamer_xl.trained import TrainedGaussians
 from scene_distill.methods.text_to_3d.config import TextTo3DConfig
 from scene_distill.methods.text_to_3d.objectives import ObjectiveSetting, objective_maker
 from scene_distill.methods.text_to_3d.stages import Stage
@@ -33,6 +34,10 @@ def stages(config: TextTo3DConfig, prior: NoisePrior) -> tuple[Stage, ...]:
             return Objective(objective.method, objective.times, (*objective.transforms, spikes))
 
     return (Stage("gaussians", 1.0, GaussianObjects(config), make, view_range(config)),)
+
+
+load = TrainedGaussians.load
+"""A trained object from its file."""
 
 
 class Spikes:

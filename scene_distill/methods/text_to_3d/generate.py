@@ -45,6 +45,62 @@ class MadeObject:
 Listener = Callable[[Progress], None]
 
 
+@dataclass(frozen=True, eq=False)
+class ObjectsRun:
+    """A run that is ready to train: its method bound to prompts and prior, its runtime, its folder."""
+
+    name: str
+    made: TextTo3D
+    runtime: Runtime
+    folder: RunFolder
+
+    def begin(self) -> None:
+        """Open the run folder, or with ``config.resume`` take up its last commit. Every worker calls it."""
+        if self.runtime.workers.rank == 0:
+            self.folder.open(self.made.config, self.name)
+        if self.made.config.resume:
+            self.runtime.resume()
+        if self.runtime.workers.rank == 0:
+            self.folder.rewind_log(self.runtime.next_round)
+
+    def train(self, listen: Listener = lambda progress: None, committed: Callable[[], None] = lambda: None) -> None:
+        """Train what is left of the schedule; every worker calls it, on worker 0 both functions are called."""
+
+        def hear(progress: Progress) -> None:
+            self.folder.append(_line(progress))
+            listen(progress)
+
+        self.runtime.run(hear, committed)
+
+    def trained(self, unit: int) -> TrainedObject:
+        """A unit's object as of the last commit."""
+        return self.made.trained(self.runtime.states()[unit]())
+
+    def finished(self, unit: int) -> MadeObject:
+        """The object of a unit, saved."""
+        state = self.runtime.states()[unit]()
+        trained, prompt = self.made.trained(state), self.made.prompts[unit]
+        folder = objects_folder(self.folder.path, unit, prompt)
+        trained.save(folder / "object.safetensors")
+        held = [tensor for name, tensor in state.items() if name.startswith("object.") and tensor.is_floating_point()]
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in held)
+        return MadeObject(prompt, unit, folder, trained, int(state["evaluations"]), finite)
+
+
+def prepare_objects(method: TextMethod, config: TextTo3DConfig, prompts: Sequence[str], prior: NoisePrior, folder: Path,
+                    workers: Workers | None = None) -> ObjectsRun:  # fmt: skip
+    """Bind a method to prompts and prior; nothing is written yet, `ObjectsRun.begin` is next.
+
+    Raises UserError for a prompt that the prior cannot know.
+    """
+    workers = workers if workers is not None else Workers()
+    use_native_threads(config.threads or workers.place.cores)
+    config = replace(config, prompts=tuple(prompts), resume=config.resume or workers.place.restarted)
+    made = bound(config, prompts, prior, method.recipe, training_device_of(prior))
+    run = RunFolder(folder)
+    return ObjectsRun(method.name, made, Runtime(made, made.rounds, run.checkpoint, workers=workers), run)
+
+
 def text_to_3d(
     method: TextMethod,
     config: TextTo3DConfig,
@@ -59,27 +115,12 @@ def text_to_3d(
     ``listen`` hears of every lockstep step. Raises UserError where the folder holds a run and ``config.resume`` is off,
     where settings have changed, or for a prompt that the prior cannot know.
     """
-    workers = workers if workers is not None else Workers()
-    use_native_threads(config.threads or workers.place.cores)
-    config = replace(config, prompts=tuple(prompts), resume=config.resume or workers.place.restarted)
-    made = bound(config, prompts, prior, method.recipe, training_device_of(prior))
-    run = RunFolder(folder)
-    if workers.rank == 0:
-        run.open(made.config, method.name)
-    runtime = Runtime(made, made.rounds, run.checkpoint, workers=workers)
-    if made.config.resume:
-        runtime.resume()
-    if workers.rank == 0:
-        run.rewind_log(runtime.next_round)
-
-    def hear(progress: Progress) -> None:
-        run.append(_line(progress))
-        listen(progress)
-
-    runtime.run(hear)
-    if workers.rank > 0:
+    run = prepare_objects(method, config, prompts, prior, folder, workers)
+    run.begin()
+    run.train(listen)
+    if run.runtime.workers.rank > 0:
         return []
-    return [_finished(made, runtime, run, unit) for unit in range(len(made.prompts))]
+    return [run.finished(unit) for unit in range(len(run.made.prompts))]
 
 
 def training_device_of(prior: NoisePrior) -> torch.device | None:
@@ -100,14 +141,3 @@ def slug(prompt: str) -> str:
 def _line(progress: Progress) -> dict[str, object]:
     units = {str(unit): numbers for unit, numbers in progress.lanes}
     return {"round": progress.round, "step": progress.done_steps, "units": units}
-
-
-def _finished(made: TextTo3D, runtime: Runtime, run: RunFolder, unit: int) -> MadeObject:
-    """The object of a unit, saved."""
-    state = runtime.states()[unit]()
-    trained, prompt = made.trained(state), made.prompts[unit]
-    folder = objects_folder(run.path, unit, prompt)
-    trained.save(folder / "object.safetensors")
-    held = [tensor for name, tensor in state.items() if name.startswith("object.") and tensor.is_floating_point()]
-    finite = all(bool(torch.isfinite(tensor).all()) for tensor in held)
-    return MadeObject(prompt, unit, folder, trained, int(state["evaluations"]), finite)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scene_distill.core.errors import UserError
@@ -15,12 +16,13 @@ from scene_distill.core.errors import UserError
 if TYPE_CHECKING:
     from scene_distill.methods.text_to_3d.config import TextTo3DConfig
     from scene_distill.methods.text_to_3d.method import Recipe
+    from scene_distill.methods.text_to_3d.representation import TrainedObject
 
 
 @dataclass(frozen=True)
 class TextMethod:
-    """A method: its package has ``config`` with the config class and ``recipe`` with ``stages``; ``defaults`` are the
-    config's values that make it this method."""
+    """A method: its package has ``config`` with the config class and ``recipe`` with ``stages`` and ``load``;
+    ``defaults`` are the config's values that make it this method."""
 
     name: str
     package: str
@@ -41,6 +43,10 @@ class TextMethod:
     def recipe(self) -> Recipe:
         """Its stages."""
         return import_module(f"{self.package}.recipe").stages
+
+    def load(self, path: Path) -> TrainedObject:
+        """A trained object from its .safetensors file (``load`` of the recipe)."""
+        return import_module(f"{self.package}.recipe").load(path)
 
 
 def _gaussians(name: str, description: str, **defaults: Any) -> TextMethod:
