@@ -6,7 +6,8 @@ Weights [out, kx, ky, kz, in], the layout of spconv 2. Two backends that are tes
 
 gather   for every offset: gather the rows that have a neighbour there, one matrix product, add to the rows that look.
          Plain torch, any device, differentiable; the pairs are found once for all layers on the same voxels.
-spconv   the library, where it is installed and gives the right answer on the device.
+spconv   the library, where it is installed and gives the right answer on the device. On a CPU it has no gradients
+         (its backward pass asks for a CUDA stream).
 """
 
 from __future__ import annotations
@@ -85,11 +86,14 @@ def convolve_by_gathering(features: Tensor, voxels: Voxels, weight: Tensor, bias
 
 
 def convolve_with_spconv(features: Tensor, voxels: Voxels, weight: Tensor, bias: Tensor) -> Tensor:
-    """The same through spconv; neighbour tables are kept with the voxels."""
+    """The same through spconv; neighbour tables are kept with the voxels. `UserError` for gradients on a CPU."""
     spconv = _spconv()
+    learns = torch.is_grad_enabled() and any(part.requires_grad for part in (features, weight))
+    if learns and features.device.type == "cpu":
+        raise UserError("spconv has no gradients on a CPU; train with the backend gather")
     outputs, kernel, inputs = weight.shape[0], weight.shape[1], weight.shape[4]
     layer = spconv.SubMConv3d(inputs, outputs, kernel, bias=False, indice_key=f"kernel {kernel}")
-    layer.train(torch.is_grad_enabled())
+    layer.train(learns)
     del layer.weight
     layer.weight = weight  # ours, with its gradient
     tensor = spconv.SparseConvTensor(features, voxels.coords, [voxels.extent] * 3, len(voxels.counts))
@@ -117,7 +121,8 @@ def spconv_works(device_type: str) -> bool:
     weight = torch.randn(5, 3, 3, 3, 4, generator=generator).to(device_type)
     bias = torch.zeros(5, device=device_type)
     try:
-        found = convolve_with_spconv(features, Voxels(coords), weight, bias)
+        with torch.no_grad():
+            found = convolve_with_spconv(features, Voxels(coords), weight, bias)
     except Exception:  # built for other hardware: whatever its kernels raise there
         return False
     expected = convolve_by_gathering(features, Voxels(coords), weight, bias)
