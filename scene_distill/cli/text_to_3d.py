@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -143,12 +144,16 @@ def train(method: TextMethod, config: TextTo3DConfig, workers: Workers) -> list[
 
 def show(made: MadeObject, config: TextTo3DConfig) -> None:
     """Write an object's files and say where they are."""
-    from scene_distill.cli.object_files import write_object
+    from scene_distill.cli.object_film import write_film
+    from scene_distill.export.object_files import write_object
 
     if not made.finite:
         say(f"{made.prompt}: diverged, some numbers are not finite; try a lower --guidance or another --seed")
         return
     written = write_object(made, f"'{made.prompt}', prior {config.prior}")
+    if shutil.which("ffmpeg") is not None:
+        written.append(made.folder / "turntable.mp4")
+        write_film(made.trained, written[-1])
     names = ", ".join(path.name for path in written)
     say(f"{made.prompt}: {made.folder} ({names}; {made.evaluations} evaluations of the prior)")
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from scene_distill.core.errors import UserError
-from scene_distill.methods.text_to_3d.config import TextTo3DConfig
-from scene_distill.methods.text_to_3d.objectives import Levels, NoiseName, ObjectiveName
+from scene_distill.methods.text_to_3d.config import Levels, NoiseName, ObjectiveName, TextTo3DConfig
 
 
 @dataclass(frozen=True)

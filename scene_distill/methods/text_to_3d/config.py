@@ -11,6 +11,9 @@ import tyro
 from scene_distill.core.errors import UserError
 
 PriorName = Literal["tiny", "mixture", "sd", "sdxl"]
+ObjectiveName = Literal["sds", "sjc", "csd", "vsd", "ism", "tsm", "cds", "sdi"]
+Levels = Literal["published", "uniform", "annealed"]
+NoiseName = Literal["published", "fresh", "shared", "per-view"]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from scene_distill.core.errors import UserError
+from scene_distill.methods.text_to_3d.config import Levels, NoiseName, ObjectiveName
 from scene_distill.objectives.score import Objective
 from scene_distill.objectives.score_cds import CDS
 from scene_distill.objectives.score_clip import Clip, ClipMode
@@ -22,10 +23,6 @@ from scene_distill.objectives.score_vsd import RenderScore
 from scene_distill.priors.network import NetworkPrior
 from scene_distill.priors.parts import InParts
 from scene_distill.priors.prior import NoisePrior
-
-ObjectiveName = Literal["sds", "sjc", "csd", "vsd", "ism", "tsm", "cds", "sdi"]
-Levels = Literal["published", "uniform", "annealed"]
-NoiseName = Literal["published", "fresh", "shared", "per-view"]
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,7 @@
-"""What a person and other programs want of a trained object: a turntable as PNG and mp4, a splat or mesh file."""
+"""What a person and other programs want of a trained object: a turntable, a splat or mesh file."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,21 +20,15 @@ from scene_distill.representations.splats import Splats
 STRIP_VIEWS, STRIP_PX = 8, 192
 """Pictures of a turntable strip, and their side."""
 
-FILM_VIEWS, FILM_PX, FILM_RATE = 72, 384, 24
-"""Pictures of a film, their side, and pictures a second."""
-
 UP = (0.0, 0.0, 1.0)
 
 
 def write_object(made: MadeObject, note: str = "") -> list[Path]:
-    """Write turntable.png, turntable.mp4 (where ffmpeg is), and object.ply and .glb, or a mesh as object.glb, into
-    the object's folder; returns what was written. ``note`` goes into the files as their source."""
+    """Write turntable.png, and object.ply and .glb or, of a mesh, object.glb, into the object's folder; returns what
+    was written. ``note`` goes into the files as their source."""
     folder, trained = made.folder, made.trained
     written = [folder / "turntable.png"]
     write_png(turntable_strip(trained), written[0])
-    if shutil.which("ffmpeg") is not None:
-        written.append(folder / "turntable.mp4")
-        write_film(trained, written[-1])
     metadata = SplatMetadata(up=UP, source=note or made.prompt)
     geometry = trained.geometry()
     if isinstance(geometry, Splats):
@@ -54,18 +46,3 @@ def turntable_strip(trained: TrainedObject, views: int = STRIP_VIEWS, size: int 
     """Views from all sides, the front first, beside each other: [size, views size, 3]."""
     cameras = orbit_views(views, size, elevation).cameras
     return torch.cat(list(trained.render(cameras, plain()).image), dim=1)
-
-
-def write_film(trained: TrainedObject, path: Path, told: Callable[[int], None] = lambda done: None) -> None:
-    """One turn around the object as mp4."""
-    from scene_distill.viewer.flight import Film
-
-    film = Film(path, (FILM_PX, FILM_PX), FILM_RATE)
-    try:
-        for number, camera in enumerate(orbit_views(FILM_VIEWS, FILM_PX).cameras):
-            film.add(trained.render([camera], plain()).image[0])
-            told(number + 1)
-    except BaseException:
-        film.abandon()
-        raise
-    film.finish()
