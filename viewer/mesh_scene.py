@@ -6,6 +6,7 @@ outside the box is not there, exactly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from scene_distill.core.errors import UserError
 from scene_distill.export.open3d_library import load_open3d, ray_scene
 from scene_distill.representations.meshes import TriangleMesh
 from scene_distill.viewer.pictures import Look, Picture, coverage_picture, depth_picture, normals_picture
-from scene_distill.viewer.scenes import EVERYTHING, Selection
+from scene_distill.viewer.scenes import Selection
 
 LAYERS = ("rgb", "depth", "normals", "wireframe", "alpha")
 """Layers of a mesh."""
@@ -29,8 +30,13 @@ EDGE = np.array([0.10, 0.16, 0.24], np.float32)
 EDGE_PX = 0.6
 """Half the width of an edge in pixels."""
 
-FINE_PX = 2_000_000
-"""Pixels up to which fine pictures take four rays a pixel."""
+EDGE_COSINE, EDGE_DEPTH = 0.95, 0.02
+"""Neighbouring pixels whose normals' cosine is less, or whose depths differ by more of the nearer, lie at an edge."""
+
+SUBPIXELS = np.array([[0.375, 0.125], [0.875, 0.375], [0.125, 0.625], [0.625, 0.875]], np.float32)
+"""Where four rays go through a pixel: a turned square, good for lines that are nearly level or upright."""
+
+FARTHEST = 3e38
 
 NEAR_FRACTION = 1e-5
 """Nearest depth as a fraction of the mesh's size, where that is less than the rasterizer's."""
@@ -38,17 +44,19 @@ NEAR_FRACTION = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Hits:
-    """What P rays meet: depth [P] along the view axis (inf: nothing), face [P] (-1: none), barycentric weights [P, 3]
-    of the face's corners."""
+    """What rays through points of a picture meet. Of the M rays that meet something: ``rows`` [M], which of them it is;
+    ``points`` [M, 2] in pixels (a pixel's middle has halves); depth [M] along the view axis, face [M], and barycentric
+    weights [M, 3] of the face's corners."""
 
+    rows: np.ndarray
+    points: np.ndarray
     depth: np.ndarray
     face: np.ndarray
     corners: np.ndarray
 
-    @property
-    def hit(self) -> np.ndarray:
-        """Where there is something [P]."""
-        return self.face >= 0
+
+Paint = Callable[[Hits, Camera], np.ndarray]
+"""Hits and the camera they were found with -> their colours [M, 3]."""
 
 
 class ViewedMesh:
@@ -80,36 +88,22 @@ class ViewedMesh:
             "texture" if self._texture is not None else "vertex colours" if self.mesh.colors is not None else "nothing"
         )
 
-    def hits(self, camera: Camera, selection: Selection = EVERYTHING, pixels: np.ndarray | None = None) -> Hits:
-        """What the rays of a world camera meet; of some ``pixels`` [P, 2] (column, row) only when given."""
-        if pixels is None:
-            rows, columns = np.mgrid[: camera.height, : camera.width]
-            pixels = np.stack([columns.ravel(), rows.ravel()], axis=1)
-        directions = self._directions(camera, pixels)
+    def hits(self, camera: Camera, selection: Selection, points: np.ndarray) -> Hits:
+        """What the rays of a world camera through points [P, 2] of its picture meet."""
+        directions = _directions(camera, points)
         center = (camera.center - self.origin).astype(np.float32)
         near, far = self._span(center, directions, selection)
-        found = self._cast(center + near[:, None] * directions, directions)
-        depth = found["t_hit"] + near
-        hit = np.isfinite(depth) & (depth <= far)
-        face = np.where(hit, found["primitive_ids"].astype(np.int64), -1)
-        uv = found["primitive_uvs"]
-        corners = np.stack([1 - uv[:, 0] - uv[:, 1], uv[:, 0], uv[:, 1]], axis=1)
-        return Hits(np.where(hit, depth, np.inf), face, corners)
-
-    def _cast(self, origins: np.ndarray, directions: np.ndarray) -> dict[str, np.ndarray]:
-        rays = np.concatenate([origins, directions], axis=1).astype(np.float32)
+        rays = np.concatenate([center + near[:, None] * directions, directions], axis=1)
         found: Any = self._scene.cast_rays(load_open3d().core.Tensor(rays), nthreads=self._threads)
-        return {name: found[name].numpy() for name in ("t_hit", "primitive_ids", "primitive_uvs")}
-
-    @staticmethod
-    def _directions(camera: Camera, pixels: np.ndarray) -> np.ndarray:
-        x, y = pixels[:, 0] + 0.5, pixels[:, 1] + 0.5
-        local = np.stack([(x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy, np.ones(len(x))], axis=1)
-        return (local @ camera.cam_from_world[:3, :3]).astype(np.float32)
+        depth = found["t_hit"].numpy() + near
+        rows = np.flatnonzero(depth <= far)
+        uv = found["primitive_uvs"].numpy()[rows]
+        corners = np.stack([1 - uv[:, 0] - uv[:, 1], uv[:, 0], uv[:, 1]], axis=1)
+        return Hits(rows, points[rows], depth[rows], found["primitive_ids"].numpy()[rows].astype(np.int64), corners)
 
     def _span(self, center: np.ndarray, directions: np.ndarray, selection: Selection) -> tuple[np.ndarray, np.ndarray]:
         """Depths [P] between which each ray is inside the crop box, and behind the near plane."""
-        near, far = np.full(len(directions), self._near, np.float32), np.full(len(directions), np.inf, np.float32)
+        near, far = np.full(len(directions), self._near, np.float32), np.full(len(directions), FARTHEST, np.float32)
         if selection.crop is None:
             return near, far
         low, high = ((corner - self.origin).astype(np.float32) for corner in selection.crop)
@@ -123,18 +117,6 @@ class ViewedMesh:
         missed = near > leaves
         return np.where(missed, self._near, near).astype(np.float32), np.where(missed, -1.0, leaves).astype(np.float32)
 
-    def normals(self, hits: Hits, camera: Camera) -> np.ndarray:
-        """Unit normals [P, 3] of the faces that were hit, turned towards the camera; zero elsewhere."""
-        normals = self._normals[hits.face] * hits.hit[:, None]
-        facing = self._facing(hits, camera, normals)
-        return normals * np.where(facing < 0, -1.0, 1.0).astype(np.float32)[:, None]
-
-    def _facing(self, hits: Hits, camera: Camera, normals: np.ndarray) -> np.ndarray:
-        """Cosine [P] between normals and the way to the camera."""
-        rows, columns = np.divmod(np.arange(len(hits.face)), camera.width)
-        rays = self._directions(camera, np.stack([columns, rows], axis=1))
-        return -(normals * rays).sum(1) / np.linalg.norm(rays, axis=1)
-
     # Layers
 
     @torch.no_grad()
@@ -142,47 +124,98 @@ class ViewedMesh:
         """The picture of one of `LAYERS`; raises `UserError` for another one."""
         if name not in LAYERS:
             raise UserError("a mesh does not have this layer")
-        fine = look.fine and name in ("rgb", "wireframe", "alpha") and camera.width * camera.height <= FINE_PX
-        used = camera.resized(2 * camera.width) if fine else camera
-        hits = self.hits(used, selection)
-        size = (used.height, used.width)
-        covered = torch.from_numpy(hits.hit).view(size)
+        hits = self.hits(camera, selection, _middles(camera))
+        shape = (camera.height, camera.width)
+        covered = _image(hits, np.ones((len(hits.rows), 1), np.float32), shape)[..., 0]
         if name == "depth":
-            return depth_picture(torch.from_numpy(hits.depth).view(size), covered, look.depth_range_m)
+            return depth_picture(_image(hits, hits.depth[:, None], shape)[..., 0], covered > 0, look.depth_range_m)
         if name == "normals":
-            return normals_picture(torch.from_numpy(self.normals(hits, used)).view(*size, 3), covered.float())
-        if name == "alpha":
-            return coverage_picture(_halved(covered.float()[..., None], fine)[..., 0])
-        colors = self.colors(hits, used) if name == "rgb" else self._wireframe(hits, used, 2 if fine else 1)
-        return Picture(_halved(torch.from_numpy(colors * hits.hit[:, None]).view(*size, 3), fine))
+            return normals_picture(_image(hits, self._facing(hits, camera)[0], shape), covered)
+        paint = {"rgb": self.colors, "wireframe": self._wireframe, "alpha": _white}[name]
+        image = _image(hits, paint(hits, camera), shape)
+        if look.fine:
+            edges = self._edges(hits, camera)
+            image.view(-1, 3)[edges] = self._smoothed(edges, camera, selection, paint)
+        return coverage_picture(image[..., 0]) if name == "alpha" else Picture(image)
 
     def colors(self, hits: Hits, camera: Camera) -> np.ndarray:
-        """Colours [P, 3] float32 in [0, 1]: the texture's, the vertices', or clay lit from the camera."""
+        """Colours [M, 3] float32 in [0, 1]: the texture's, the vertices', or clay lit from the camera."""
         if self._texture is not None:
             return self._texture.colors(hits, self.mesh, camera.fx)
         if self.mesh.colors is not None:
-            return (self.mesh.colors[self.mesh.faces[hits.face]] * hits.corners[..., None]).sum(1).astype(np.float32)
+            return (self.mesh.colors[self.mesh.faces[hits.face]] * hits.corners[..., None]).sum(1)
         return self._clay(hits, camera)
 
-    def _clay(self, hits: Hits, camera: Camera) -> np.ndarray:
-        lit = np.abs(self._facing(hits, camera, self._normals[hits.face]))
-        return (0.25 + 0.75 * lit)[:, None].astype(np.float32) * CLAY
+    def _facing(self, hits: Hits, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+        """Unit normals [M, 3], turned towards the camera, and the cosines [M] between them and the way to it."""
+        normals, rays = self._normals[hits.face], _directions(camera, hits.points)
+        cosines = -(normals * rays).sum(1) / np.sqrt((rays * rays).sum(1))
+        return normals * np.where(cosines < 0, -1, 1).astype(np.float32)[:, None], np.abs(cosines)
 
-    def _wireframe(self, hits: Hits, camera: Camera, thick: int) -> np.ndarray:
-        """Clay with the edges of the faces over it, about ``thick`` pixels wide however far they are."""
+    def _clay(self, hits: Hits, camera: Camera) -> np.ndarray:
+        return (0.25 + 0.75 * self._facing(hits, camera)[1])[:, None] * CLAY
+
+    def _wireframe(self, hits: Hits, camera: Camera) -> np.ndarray:
+        """Clay with the edges of the faces over it, about a pixel wide however far they are."""
         colors = self._clay(hits, camera)
-        rows = np.flatnonzero(hits.hit)
-        corners = self.mesh.corners[hits.face[rows]]
         view = camera.moved(self.origin).cam_from_world
-        local = corners @ view[:3, :3].T + view[:3, 3]
+        local = (self.mesh.vertices @ view[:3, :3].T + view[:3, 3]).astype(np.float32)[self.mesh.faces[hits.face]]
         # Corners behind the camera would be projected to the wrong side: they are pulled before it along the view axis.
-        z = np.maximum(local[..., 2], 1e-3 * hits.depth[rows, None])
-        at = np.stack([camera.fx * local[..., 0] / z + camera.cx, camera.fy * local[..., 1] / z + camera.cy], axis=2)
-        row, column = np.divmod(rows, camera.width)
-        away = _pixels_to_edges(np.stack([column + 0.5, row + 0.5], axis=1), at)
-        share = np.clip(EDGE_PX * thick + 0.5 - away, 0, 1)[:, None].astype(np.float32)
-        colors[rows] = colors[rows] * (1 - share) + EDGE * share
-        return colors
+        z = np.maximum(local[..., 2], 1e-3 * hits.depth[:, None])
+        focal, middle = np.array([camera.fx, camera.fy], np.float32), np.array([camera.cx, camera.cy], np.float32)
+        away = _pixels_to_edges(hits.points, focal * local[..., :2] / z[..., None] + middle)
+        share = np.clip(EDGE_PX + 0.5 - away, 0, 1)[:, None]
+        return colors * (1 - share) + EDGE * share
+
+    def _edges(self, hits: Hits, camera: Camera) -> np.ndarray:
+        """Numbers of the pixels beside which something else begins: nothing, another depth, or another slope."""
+        shape = (camera.height, camera.width)
+        seen = np.concatenate([self._facing(hits, camera)[0], 1 / hits.depth[:, None]], axis=1)
+        image = _image(hits, seen.astype(np.float32), shape).numpy()
+        normals, nearness = image[..., :3], image[..., 3]
+        found = np.zeros(shape, bool)
+        for axis in (0, 1):
+            one, other = ((slice(None), part) if axis else part for part in (slice(None, -1), slice(1, None)))
+            bent = (normals[one] * normals[other]).sum(-1) < EDGE_COSINE
+            apart = np.abs(nearness[one] - nearness[other]) > EDGE_DEPTH * np.maximum(nearness[one], nearness[other])
+            begins = (bent | apart) & (np.maximum(nearness[one], nearness[other]) > 0)
+            found[one] |= begins
+            found[other] |= begins
+        return np.flatnonzero(found)
+
+    def _smoothed(self, pixels: np.ndarray, camera: Camera, selection: Selection, paint: Paint) -> Tensor:
+        """Means [E, 3] of four rays through each of some pixels."""
+        row, column = np.divmod(pixels, camera.width)
+        corners = np.stack([column, row], axis=1).astype(np.float32)[:, None] + SUBPIXELS
+        hits = self.hits(camera, selection, corners.reshape(-1, 2))
+        return _image(hits, paint(hits, camera), (len(pixels), 4)).mean(1)
+
+
+def _directions(camera: Camera, points: np.ndarray) -> np.ndarray:
+    """World directions [P, 3] float32 through points [P, 2] of a picture, of length one along the view axis."""
+    local = np.ones((len(points), 3), np.float32)
+    local[:, 0] = (points[:, 0] - np.float32(camera.cx)) * np.float32(1 / camera.fx)
+    local[:, 1] = (points[:, 1] - np.float32(camera.cy)) * np.float32(1 / camera.fy)
+    return local @ camera.cam_from_world[:3, :3].astype(np.float32)
+
+
+def _middles(camera: Camera) -> np.ndarray:
+    """The middles [H * W, 2] of all pixels, row by row."""
+    points = np.empty((camera.height, camera.width, 2), np.float32)
+    points[..., 0] = np.arange(camera.width) + 0.5
+    points[..., 1] = np.arange(camera.height)[:, None] + 0.5
+    return points.reshape(-1, 2)
+
+
+def _image(hits: Hits, values: np.ndarray, shape: tuple[int, int]) -> Tensor:
+    """Values [M, C] of hits in a picture of ``shape`` (H, W), zero elsewhere, [H, W, C] float32."""
+    image = np.zeros((shape[0] * shape[1], values.shape[1]), np.float32)
+    image[hits.rows] = values
+    return torch.from_numpy(image).view(*shape, -1)
+
+
+def _white(hits: Hits, camera: Camera) -> np.ndarray:
+    return np.ones((len(hits.rows), 3), np.float32)
 
 
 def _pixels_to_edges(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -194,14 +227,6 @@ def _pixels_to_edges(points: np.ndarray, triangles: np.ndarray) -> np.ndarray:
         across = np.abs(side[:, 0] * gap[:, 1] - side[:, 1] * gap[:, 0])
         distances.append(across / np.maximum(np.linalg.norm(side, axis=1), 1e-9))
     return np.min(distances, axis=0)
-
-
-def _halved(image: Tensor, fine: bool) -> Tensor:
-    """Means of 2 x 2 pixels of an image [2H, 2W, C]; as it is when not ``fine``."""
-    if not fine:
-        return image
-    height, width = image.shape[0] // 2, image.shape[1] // 2
-    return image[: 2 * height, : 2 * width].view(height, 2, width, 2, -1).mean((1, 3))
 
 
 class MippedTexture:
@@ -222,14 +247,14 @@ class MippedTexture:
         self._density = np.sqrt(texels / np.maximum(mesh.face_areas(), 1e-30)).astype(np.float32)
 
     def colors(self, hits: Hits, mesh: TriangleMesh, focal: float) -> np.ndarray:
-        """Colours [P, 3] float32 in [0, 1] where rays hit; ``focal`` in pixels."""
+        """Colours [M, 3] float32 in [0, 1]; ``focal`` in pixels."""
         assert mesh.uvs is not None
         uv = (mesh.uvs[mesh.faces[hits.face]] * hits.corners[..., None]).sum(1)
-        texels_a_pixel = self._density[hits.face] * np.where(hits.hit, hits.depth, 0.0) / focal
-        level = np.clip(np.floor(np.log2(np.maximum(texels_a_pixel, 1e-9)) + 0.5), 0, len(self.levels) - 1).astype(int)
+        texels_a_pixel = self._density[hits.face] * hits.depth / np.float32(focal)
+        level = np.clip(np.rint(np.log2(np.maximum(texels_a_pixel, 1e-9))), 0, len(self.levels) - 1).astype(np.int8)
         found = np.zeros((len(uv), 3), np.float32)
-        for number in np.unique(level[hits.hit]):
-            rows = np.flatnonzero(hits.hit & (level == number))
+        for number in np.unique(level):
+            rows = np.flatnonzero(level == number)
             found[rows] = _bilinear(self.levels[number], uv[rows])
         return found
 

@@ -117,11 +117,11 @@ def _kind(scene: ViewedScene, row: int) -> str | None:
 
 
 def _picked_face(mesh: ViewedMesh, camera: Camera, selection: Selection, x: int, y: int) -> Picked:
-    hits = mesh.hits(camera, selection, np.array([[x, y]]))
-    if not hits.hit[0]:
+    hits = mesh.hits(camera, selection, np.array([[x + 0.5, y + 0.5]], np.float32))
+    if not len(hits.rows):
         return Picked(x, y, 0.0, None, None, 0, ())
     depth, face = float(hits.depth[0]), int(hits.face[0])
-    normal = tuple(mesh.mesh.select_faces(hits.face[:1]).face_normals()[0].tolist())
+    normal = tuple(mesh.mesh.select_faces(hits.face).face_normals()[0].tolist())
     return Picked(x, y, 1.0, depth, _world_point(camera, x, y, depth), 1, (), face, normal)
 
 
