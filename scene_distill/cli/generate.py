@@ -82,9 +82,8 @@ def generate(options: Generate) -> list[Path]:
     paths = [path for row in range(options.count) for path in write_object(model, shapes, row, options)]
     done = time.perf_counter()
     evaluations = 2 * options.steps * (2 if options.guidance else 1)
-    say(
-        f"{walk.network}, {options.steps} {sampler} steps of two flows ({evaluations} evaluations): {1000 * (flown - imported):.0f} ms"
-    )
+    spent = f"{1000 * (flown - imported):.0f} ms"
+    say(f"{walk.network}, {options.steps} {sampler} steps of two flows ({evaluations} evaluations): {spent}")
     say(f"decoding and files: {done - flown:.2f} s; with imports and the model {done - STARTED:.1f} s")
     for path in paths:
         say(str(path))

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from scene_distill.blocks.runtime import Progress, Runtime
 from scene_distill.blocks.workers import Workers
-from scene_distill.core.configs import changed_fields, from_plain, read_yaml, save_config, to_plain
+from scene_distill.core.configs import HOW_TO_RUN, changed_fields, from_plain, read_yaml, save_config, to_plain
 from scene_distill.core.console import progress, say
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import write_atomically
+from scene_distill.core.files import read_json, write_atomically, write_json
 from scene_distill.core.seeds import key, torch_generator
 from scene_distill.data.shape_shards import ShapeSet, read_shard, write_shards
 from scene_distill.methods.mdt_dist.autoencoders import (
@@ -87,6 +87,12 @@ def saved_config(folder: Path) -> MDTConfig:
     return from_plain(MDTConfig, read_yaml(path), str(path))
 
 
+def what_was_trained(config: MDTConfig) -> dict[str, Any]:
+    """The settings that decide what is learned, without folders."""
+    plain = {name: value for name, value in to_plain(config).items() if name not in HOW_TO_RUN}
+    return plain | {"teacher": config.teacher if config.teacher == TINY else Path(config.teacher).name}
+
+
 def sizes_of(config: MDTConfig) -> ShapeSizes:
     """The sizes of a config's networks."""
     return ShapeSizes(config.width, config.depth, config.highest_frequency)
@@ -121,16 +127,14 @@ class MDTRun:
                 self._learn(self.student_stage(flow))
         with self.workers.first_before_others("worker 0 writes the model"):
             if self.workers.rank == 0:
-                about = {"config": to_plain(self.config), "stages": self._notes}
-                self.model.save(self.folder / "model.safetensors", about | {"shapes": asdict(self.shapes)})
+                about = {"config": what_was_trained(self.config), "shapes": asdict(self.shapes)}
+                self.model.save(self.folder / "model.safetensors", about)
+                write_json(self.folder / "stages.json", self._notes())
         return self.model
 
-    @property
     def _notes(self) -> dict[str, Any]:
-        found = {}
-        for path in sorted((self.folder / "weights").glob("*.safetensors")):
-            found[path.stem] = read_weights(path, path.stem)[1]["about"]
-        return found
+        """What every stage of this run took, by name."""
+        return {path.stem: read_json(path) for path in sorted((self.folder / "weights").glob("*.json"))}
 
     def structure_stage(self) -> Stage:
         """The structure autoencoder."""
@@ -248,8 +252,9 @@ class MDTRun:
             runtime.run(hear)
         with self.workers.first_before_others("worker 0 writes weights"):
             if self.workers.rank == 0:
-                about = {"seconds": runtime.seconds, "updates": method.learner.done, "bins": _bins(runtime, method)}
-                save_weights(path, method.learner.averaged(), {"kind": stage.name, "about": about})
+                notes = {"seconds": runtime.seconds, "updates": method.learner.done, "bins": _bins(runtime, method)}
+                write_json(path.with_suffix(".json"), notes)
+                save_weights(path, method.learner.averaged(), {"kind": stage.name})
         if self.workers.rank == 0:
             spent = runtime.seconds / max(method.learner.done, 1)
             say(f"{stage.name}: {method.learner.done} updates in {runtime.seconds:.0f} s ({1000 * spent:.1f} ms each)")

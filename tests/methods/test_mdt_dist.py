@@ -1,0 +1,260 @@
+"""The small world end to end: a run of seconds, resumed, shared among workers, distilled again, and used."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from scene_distill.blocks.workers import Workers
+from scene_distill.cli import main as cli
+from scene_distill.core.errors import UserError
+from scene_distill.data.shape_world import prompt_words
+from scene_distill.export.mesh_files import read_mesh
+from scene_distill.export.ply import read_ply
+from scene_distill.methods.mdt_dist import flows
+from scene_distill.methods.mdt_dist.config import TESTING, MDTConfig
+from scene_distill.methods.mdt_dist.evaluation import Evaluation, autoencoding, evaluate_walk, floors, gather_truth
+from scene_distill.methods.mdt_dist.flows import Batch, Latents, StudentLesson, draw_batch
+from scene_distill.methods.mdt_dist.model import ShapeModel, ShapeSizes, Walk
+from scene_distill.methods.mdt_dist.run import MDTRun, open_folder, saved_config, sizes_of
+from scene_distill.nets.vector_flow import VectorFlow
+
+
+def train(config):
+    open_folder(config)
+    return MDTRun(config, Workers()).run()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    train(replace(TESTING, output_dir=folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def full_model(world, tmp_path_factory):
+    """The world's model with structures that fill the cube, so that there is something to decode."""
+    model = ShapeModel.load(world)
+    with torch.no_grad():
+        model.structure_decoder.cell[2].bias += 100
+    path = tmp_path_factory.mktemp("full") / "model.safetensors"
+    model.save(path, model.about)
+    return path
+
+
+def weights(folder):
+    return {path.name: path.read_bytes() for path in sorted((folder / "weights").glob("*.safetensors"))}
+
+
+def test_a_run_leaves_a_model_and_its_logs(world):
+    model = ShapeModel.load(world)
+    assert set(model.flows) == {(r, f) for r in ("teacher", "student") for f in ("structure", "latent")}
+    assert sizes_of(saved_config(world)) == model.sizes
+    for stage, every in (("teacher_structure", 8), ("student_latent", 8), ("structure_autoencoder", 6)):
+        lines = [json.loads(line) for line in (world / stage / "log.jsonl").read_text().splitlines()]
+        assert lines[-1]["step"] >= every and all("loss" in line for line in lines)
+    assert any(name.startswith("t 0.") for name in lines[0]) is False
+    log = (world / "student_structure" / "log.jsonl").read_text()
+    assert '"t 0.' in log and '"matching"' in log
+    stages = json.loads((world / "stages.json").read_text())
+    assert len(stages) == 7 and set(stages["student_structure"]["bins"]) <= set(flows.BINS.names())
+    assert "output_dir" not in model.about["config"] and str(world) not in json.dumps(model.about)
+
+
+def test_the_students_start_from_their_teachers_and_leave_them(world):
+    model = ShapeModel.load(world)
+    pairs = zip(
+        model.flow("teacher", "structure").parameters(), model.flow("student", "structure").parameters(), strict=True
+    )
+    gaps = [float((a - b).abs().max()) for a, b in pairs]
+    assert 0 < max(gaps) < 0.05
+
+
+def test_a_run_stopped_anywhere_ends_with_the_same_bytes(world, tmp_path, monkeypatch):
+    config = replace(TESTING, output_dir=tmp_path, teacher=str(world), stage="structure")
+    plain, calls = StudentLesson.outcome, iter(range(1000))
+
+    def failing(self, *arguments):
+        if next(calls) == 9:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(StudentLesson, "outcome", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(StudentLesson, "outcome", plain)
+    with pytest.raises(UserError, match="add --resume"):
+        train(config)
+    with pytest.raises(UserError, match="started with --student-rate"):
+        train(replace(config, resume=True, student_rate=1.0))
+    train(replace(config, resume=True))
+    assert weights(tmp_path)["student_structure.safetensors"] == weights(world)["student_structure.safetensors"]
+    assert ("student", "latent") not in ShapeModel.load(tmp_path).flows
+
+
+def test_two_workers_learn_the_same_bytes(world, tmp_path):
+    flags = ["--teacher", str(world), "--output-dir", str(tmp_path), "--workers", "2"]
+    for name in ("lanes", "batch", "visit", "student_steps", "width", "depth", "clip_window"):
+        flags += [f"--{name.replace('_', '-')}", str(getattr(TESTING, name))]
+    command = [sys.executable, "-m", "scene_distill", "distill", "mdt", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("next: scene-distill generate") == 1
+    found = weights(tmp_path)
+    for flow in ("structure", "latent"):
+        assert found[f"student_{flow}.safetensors"] == weights(world)[f"student_{flow}.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        {"objective": "cm"},
+        {"objective": "scm", "derivative": "jvp"},
+        {"objective": "pcm"},
+        {"vd": 0.1, "vd_from": 0.0, "vd_noise": "reused", "vd_weight": "kl", "vd_guidance": 1.0},
+        {"d_norm": True, "times": "logit-normal", "guidance": 2.0},
+        {"keep_guidance": True, "guidance": 2.0},
+    ],
+)
+def test_switches_change_what_is_learned(world, switches):
+    model, config = ShapeModel.load(world), replace(TESTING, **switches)
+    teacher = model.flow("teacher", "structure")
+
+    def outcome(config):
+        network = VectorFlow(model.sizes.flow_config("structure"))
+        network.load_state_dict(teacher.state_dict())
+        lesson = StudentLesson(
+            flows.LatentFiles(world / "latents"), "structure", model.whitening, network, teacher, config
+        )
+        found = lesson.outcome(lesson.read(0), 32, 0.5, torch.Generator().manual_seed(0))
+        found.loss.backward()
+        assert all(p.grad is None for p in teacher.parameters())
+        return torch.cat([p.grad.reshape(-1) for p in network.parameters() if p.grad is not None]), found.figures
+
+    changed, figures = outcome(config)
+    plain, _ = outcome(TESTING)
+    assert torch.isfinite(changed).all() and float((changed - plain).norm()) > 1e-3 * float(plain.norm())
+    assert ("distillation" in figures) == bool(config.vd)
+
+
+def test_guidance_is_baked_in_or_kept(world):
+    model = ShapeModel.load(world)
+    teacher = model.flow("teacher", "structure")
+    words = torch.tensor([[1], [2]])
+    x, t = torch.randn(2, 64), torch.tensor([0.3, 0.7])
+    batch = Batch(x, words, None, x, torch.Generator())
+    guided = batch.bound(teacher, 2.0)(x, t)
+    with_words, without = teacher(x, t, words), teacher(x, t, 0 * words)
+    torch.testing.assert_close(guided, 3 * with_words - 2 * without)
+    walk = Walk(3, guidance=2.0, role="teacher")
+    one = model.walk("structure", words, None, walk, 0, range(2))
+    assert not torch.equal(one, model.walk("structure", words, None, replace(walk, guidance=0.0), 0, range(2)))
+
+
+def test_words_are_left_out_as_often_as_asked():
+    data = Latents(torch.zeros(50, 4), torch.ones(50, 3, dtype=torch.int64), None)
+    words = draw_batch(data, 20000, 0.3, 0.1, torch.Generator().manual_seed(0)).words
+    assert float((words.sum(1) == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
+    assert float((words[:, 1] == 0).float().mean()) == pytest.approx(0.3 + 0.7 * 0.1, abs=0.01)
+    assert float((words[:, 0] == 0).float().mean()) == pytest.approx(0.1, abs=0.01)
+
+
+def test_samples_do_not_depend_on_their_company(world):
+    model = ShapeModel.load(world)
+    words = torch.tensor([prompt_words("a table"), prompt_words("a red mug")])
+    both = model.sample(words, Walk(2), 3)
+    alone = model.sample(words[1:], Walk(2), 3, first=1)
+    torch.testing.assert_close(both.structure_state[1:], alone.structure_state, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_fit_into_ten_megabytes():
+    sizes = ShapeSizes()
+    model = ShapeModel(sizes)
+    for role in ("teacher", "student"):
+        for flow in ("structure", "latent"):
+            model.flows[role, flow] = VectorFlow(sizes.flow_config(flow))
+    assert 2 * sum(tensor.numel() for tensor in model.tensors().values()) < 10e6
+
+
+def test_generate_writes_what_opens_elsewhere(full_model, tmp_path, capsys):
+    arguments = ["generate", "--model", str(full_model), "--output-dir", str(tmp_path), "--prompt", "a red chair"]
+    cli.main([*arguments, "--steps", "2", "--count", "2", "--threads", "1"])
+    printed = capsys.readouterr().out
+    assert "student, 2 renoise steps" in printed and "next: scene-distill view" in printed
+    splats, metadata = read_ply(tmp_path / "a-red-chair-0-1.ply")
+    assert len(splats) == 32**3 - 30**3 and metadata.up == (0, 0, 1)
+    mesh, _ = read_mesh(tmp_path / "a-red-chair-0-0.glb")
+    assert len(mesh) > 1000 and abs(mesh.vertices).max() < 0.6 and mesh.colors is not None
+    first = (tmp_path / "a-red-chair-0-0.ply").read_bytes()
+    cli.main([*arguments, "--steps", "2", "--format", "ply", "--threads", "1"])
+    assert (tmp_path / "a-red-chair-0-0.ply").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--prompt", "a dragon"], "should name one object"),
+        (["--prompt", "a table", "--steps", "0"], "at least 1 step"),
+        (["--prompt", "a table", "--count", "0"], "--count is 0"),
+        (["--prompt", "a table", "--model", "nowhere"], "no model at nowhere"),
+    ],
+)
+def test_generate_refuses(full_model, flags, complaint, capsys):
+    model = [] if "--model" in flags else ["--model", str(full_model)]
+    with pytest.raises(SystemExit):
+        cli.main(["generate", *model, *flags])
+    assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["mdt", "--lanes", "0"], "--lanes is 0"),
+        (["mdt", "--delta", "0.9"], "--delta is 0.9"),
+        (["mdt", "--vd", "1", "--objective", "cm"], "--vd goes with"),
+        (["mdt", "--unsaid", "2"], "share between 0 and 1"),
+        (["mdt", "--teacher", "nowhere", "--output-dir", "{}"], "no run of"),
+        (["other"], "no method 'other'"),
+    ],
+)
+def test_distill_refuses(flags, complaint, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        cli.main(["distill", *(flag.format(tmp_path) for flag in flags)])
+    assert complaint in capsys.readouterr().err
+
+
+def test_a_damaged_model_is_refused(world, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((world / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(UserError, match="damaged"):
+        ShapeModel.load(path)
+    ShapeModel.load(world).flow("student", "latent")
+    with pytest.raises(UserError, match="no student of the latent flow"):
+        ShapeModel(ShapeSizes()).flow("student", "latent")
+
+
+def test_figures_of_a_walk(world):
+    model, how = ShapeModel.load(world), Evaluation(24, 8)
+    run = MDTRun(replace(saved_config(world), output_dir=world), Workers())
+    truth = gather_truth(model, run.files, run.shapes, world / "shapes", how)
+    assert set(floors(truth)) == {"frechet_structure", "frechet_surface", "frechet_voxels"}
+    assert 0 <= autoencoding(model, truth, how)["overlap"] <= 1
+    found = evaluate_walk(model, truth, Walk(2), how)
+    assert found["evaluations"] == 2 and found["seconds_both"] > 0 and found["frechet_surface"] > 0
+    fine = evaluate_walk(model, truth, Walk(200, role="teacher"), how, surface=False)
+    assert fine["overlap_with_fine"] == 1 and fine["rmse_with_fine"] == pytest.approx(0, abs=1e-5)
+
+
+def test_costs_name_every_stage(capsys):
+    from scene_distill.methods.mdt_dist.costs import measured_costs
+
+    costs = list(measured_costs(TESTING))
+    assert [cost.stage for cost in costs] == [
+        "objects", "structure_autoencoder", "surface_autoencoder", "gaussian_decoder",
+        "teacher_structure", "student_structure", "teacher_latent", "student_latent",
+    ]  # fmt: skip
+    assert all(cost.seconds > 0 for cost in costs) and MDTConfig().shapes == 6144
