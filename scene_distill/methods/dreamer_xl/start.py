@@ -5,7 +5,6 @@ Lengths in radii of the object, z up. Colours are nearly grey: what a prior pain
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,9 @@ def shap_e_points(folder: Path, prompt: str, count: int, radius: float, generato
                   guidance: float = 15.0, steps: int = 64) -> Tensor:  # fmt: skip
     """Points [count, 3] on the surface of what Shap-E makes of the prompt, scaled into a ball of ``radius``.
 
-    ``folder``: a pipeline that diffusers' save_pretrained has written. Its objects are z up and face -y; they are
-    turned to face +x. Raises UserError when diffusers or the model is missing, or nothing was made.
+    ``folder``: a pipeline that diffusers' save_pretrained has written. Its frame is kept: z up, as its own cameras have
+    it; where an object's front is, the prior decides. Raises UserError when diffusers or the model is missing, or
+    nothing was made.
     """
     try:
         from diffusers import ShapEPipeline
@@ -85,12 +85,7 @@ def _on_surface(corners: Tensor, count: int, generator: torch.Generator) -> Tens
 
 
 def _fitted(points: Tensor, radius: float) -> Tensor:
-    """Centred, scaled into the ball, and turned from -y to +x."""
+    """Centred and scaled into the ball."""
     middle = (points.amax(0) + points.amin(0)) / 2
     points = points - middle
-    points = points * (radius / points.norm(dim=1).amax().clamp(min=1e-9))
-    turn = math.pi / 2
-    rotation = torch.tensor(
-        [[math.cos(turn), -math.sin(turn), 0.0], [math.sin(turn), math.cos(turn), 0.0], [0.0, 0.0, 1.0]]
-    )
-    return points @ rotation.T
+    return points * (radius / points.norm(dim=1).amax().clamp(min=1e-9))

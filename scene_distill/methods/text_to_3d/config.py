@@ -41,6 +41,10 @@ class TextTo3DConfig:
     negative: str = ""
     """Negative prompt: the reference of guidance. Empty: the empty prompt."""
 
+    guidance_rescale: float = 0.0
+    """Share by which guided predictions are brought back to the spread of the unguided ones (0 to 1), against
+    saturation."""
+
     iterations: int = 600
     """Steps of an object. Every schedule is a fraction of it."""
     views: int = 4

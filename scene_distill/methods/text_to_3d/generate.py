@@ -88,15 +88,15 @@ class ObjectsRun:
 
 
 def prepare_objects(method: TextMethod, config: TextTo3DConfig, prompts: Sequence[str], prior: NoisePrior, folder: Path,
-                    workers: Workers | None = None) -> ObjectsRun:  # fmt: skip
+                    workers: Workers | None = None, device: torch.device | None = None) -> ObjectsRun:  # fmt: skip
     """Bind a method to prompts and prior; nothing is written yet, `ObjectsRun.begin` is next.
 
-    Raises UserError for a prompt that the prior cannot know.
+    ``device``: a GPU where there is one. Raises UserError for a prompt that the prior cannot know.
     """
     workers = workers if workers is not None else Workers()
     use_native_threads(config.threads or workers.place.cores)
     config = replace(config, prompts=tuple(prompts), resume=config.resume or workers.place.restarted)
-    made = bound(config, prompts, prior, method.recipe, training_device_of(prior))
+    made = bound(config, prompts, prior, method.recipe, device)
     run = RunFolder(folder)
     return ObjectsRun(method.name, made, Runtime(made, made.rounds, run.checkpoint, workers=workers), run)
 
@@ -109,23 +109,20 @@ def text_to_3d(
     folder: Path,
     listen: Listener = lambda progress: None,
     workers: Workers | None = None,
+    device: torch.device | None = None,
 ) -> list[MadeObject]:
     """Train an object per prompt into ``folder`` and return them, in order; on workers other than 0 an empty list.
 
-    ``listen`` hears of every lockstep step. Raises UserError where the folder holds a run and ``config.resume`` is off,
-    where settings have changed, or for a prompt that the prior cannot know.
+    ``listen`` hears of every lockstep step; objects are trained on ``device`` (default: a GPU where there is one),
+    where the prior should be too. Raises UserError where the folder holds a run and ``config.resume`` is off, where
+    settings have changed, or for a prompt that the prior cannot know.
     """
-    run = prepare_objects(method, config, prompts, prior, folder, workers)
+    run = prepare_objects(method, config, prompts, prior, folder, workers, device)
     run.begin()
     run.train(listen)
     if run.runtime.workers.rank > 0:
         return []
     return [run.finished(unit) for unit in range(len(run.made.prompts))]
-
-
-def training_device_of(prior: NoisePrior) -> torch.device | None:
-    """None: a GPU where there is one. Priors say where they are through ``device``, if they do."""
-    return getattr(prior, "device", None)
 
 
 def objects_folder(folder: Path, unit: int, prompt: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -19,6 +20,7 @@ from scene_distill.methods.text_to_3d.representation import TrainedObject
 from scene_distill.methods.text_to_3d.stages import Stage
 from scene_distill.methods.text_to_3d.training import ObjectTraining, Subject, object_state, subject_state
 from scene_distill.methods.text_to_3d.view_prompts import describe_views
+from scene_distill.priors.guidance import Guided
 from scene_distill.priors.prior import NoisePrior
 
 
@@ -55,7 +57,8 @@ class TextTo3D:
 
     def subject(self, unit: int) -> Subject:
         """What an object is given."""
-        return Subject(unit, self.prompts[unit], self.described[unit], self.prior, self.stages, self.device)
+        combine = partial(Guided, rescale=self.config.guidance_rescale)
+        return Subject(unit, self.prompts[unit], self.described[unit], self.prior, self.stages, self.device, combine)
 
     def first_state(self, unit: int) -> State:
         """The state of the first stage's beginning."""

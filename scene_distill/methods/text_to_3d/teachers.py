@@ -63,7 +63,8 @@ def _precision(config: TextTo3DConfig, device: torch.device) -> torch.dtype:
 
 def has_matrix_units() -> bool:
     """Whether this CPU multiplies bfloat16 matrices in hardware tiles (AMX)."""
-    return bool(torch.cpu._is_amx_tile_supported())
+    ask = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(ask is not None and ask())
 
 
 def cores_of(threads: int) -> int:
