@@ -42,7 +42,8 @@ OF_SIZE = frozenset(
         "image_size", "visits", "lanes", "workers", "threads", "seed", "distance", "elevation", "field_of_view",
         "zoom_every", "overhead", "background", "camera_jitter", "start", "start_path", "start_count", "start_radius",
         "largest_start", "growth_limit", "growth_gradient", "split_size", "max_size", "max_screen", "resolutions",
-        "first_levels", "radius", "step", "cells", "supersampling", "negligible",
+        "first_levels", "radius", "step", "cells", "supersampling", "negligible", "refine_image_size",
+        "refine_field_of_view",
     )
 )  # fmt: skip
 """Fields that fit a method to its prior's pictures and to the machine; both settings take the toy world's."""
