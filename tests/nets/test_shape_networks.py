@@ -79,10 +79,8 @@ def test_surface_latent_is_of_a_set():
     encoder = SurfaceEncoder(config)
     index, distance, color = torch.randint(4096, (2, 20)), torch.randn(2, 20), torch.rand(2, 20, 3)
     order = torch.randperm(20)
-    plain, shuffled = (
-        encoder(index, distance, color)[0],
-        encoder(index[:, order], distance[:, order], color[:, order])[0],
-    )
+    plain = encoder(index, distance, color)[0]
+    shuffled = encoder(index[:, order], distance[:, order], color[:, order])[0]
     torch.testing.assert_close(plain, shuffled)
     decoder = VoxelDecoder(config, GAUSSIAN_CHANNELS)
     grids = torch.rand(2, 16, 16, 16) < 0.5

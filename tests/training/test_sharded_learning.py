@@ -115,9 +115,8 @@ def test_a_stopped_training_ends_with_the_same_bytes(tmp_path):
 def test_an_update_is_the_mean_over_lanes(tmp_path):
     """Two lanes of two shards move the weights as the mean of the shards' gradients does."""
     _, method = runtime(tmp_path, 2, 2)
-    units = [
-        method.open(unit, method.first_state(unit), method.rounds[0].visits[0], method.rounds[0]) for unit in (0, 1)
-    ]
+    first = method.rounds[0]
+    units = [method.open(unit, method.first_state(unit), first.visits[0], first) for unit in (0, 1)]
     gradients = [unit.step(0)[0] for unit in units]
     mean = [(a + b) / 2 for a, b in zip(*gradients, strict=True)]
     other = SharedNetwork(line(), method.learning)
