@@ -25,8 +25,8 @@ class MDTConfig:
     teacher: str = TINY
     """tiny-shapes, or the folder of a run whose teachers are distilled again."""
     stage: Literal["both", "structure", "latent"] = "both"
-    """Which flow is distilled: the structure's, the surface latents', or both. The other keeps the student that a run given
-    as teacher has."""
+    """Which flow is distilled: the structure's, the surface latents', or both. The other keeps the student that a run
+    given as teacher has."""
     output_dir: Path = Path("outputs/tiny-shapes")
     """Run folder."""
 
