@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from scene_distill.core.console import progress, say
+from scene_distill.core.console import Meter, progress, say
 from scene_distill.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def _write_cameras(scene: Scene, kind: str, folder: Path) -> Path:
 @contextmanager
 def _stages() -> Iterator[Tell]:
     """A progress bar for one stage after another."""
-    current: list[tuple[str, object, object, int]] = []
+    current: list[tuple[str, object, Meter]] = []
 
     def close() -> None:
         while current:
@@ -240,9 +240,8 @@ def _stages() -> Iterator[Tell]:
         if not current or current[0][0] != stage:
             close()
             bar = progress(stage, total)
-            current.append((stage, bar, bar.__enter__(), total))
-        _, _, meter, first_total = current[0]
-        meter.update(done * first_total // max(total, 1))  # type: ignore[attr-defined]  # a stage may find more to do
+            current.append((stage, bar, bar.__enter__()))
+        current[0][2].update(done)
 
     try:
         yield tell

@@ -69,6 +69,19 @@ class Camera:
         pixels = np.stack([self.fx * in_cam[:, 0] / safe + self.cx, self.fy * in_cam[:, 1] / safe + self.cy], axis=1)
         return pixels, depth
 
+    def may_see(self, centers: np.ndarray, radii: np.ndarray | float) -> np.ndarray:
+        """True [P] for balls (centers [P, 3], radii [P], world) that reach into the image's pyramid; near its edges
+        also for some that do not."""
+        in_cam = centers @ self.cam_from_world[:3, :3].T + self.cam_from_world[:3, 3]
+        depth = in_cam[:, 2]
+        seen = depth > -radii
+        for axis, size, focal, middle in ((0, self.width, self.fx, self.cx), (1, self.height, self.fy, self.cy)):
+            for edge, sign in ((0.0, 1.0), (float(size), -1.0)):
+                # Signed distance to the plane through the centre and this image edge, positive inside.
+                slope = (edge - middle) / focal
+                seen &= sign * (in_cam[:, axis] - slope * depth) / np.hypot(1.0, slope) > -radii
+        return seen
+
 
 def look_at(center: np.ndarray, target: np.ndarray, up: np.ndarray) -> np.ndarray:
     """``cam_from_world`` [4, 4] of an OpenCV camera at ``center`` looking at ``target`` with world ``up``.

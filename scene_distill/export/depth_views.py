@@ -5,15 +5,19 @@ mean over Gaussians lies between near and far things wherever a pixel shows both
 Gaussians fainter than ``min_opacity`` are left out: the haze that photometric training leaves before a surface would
 otherwise use up half of the transmittance. Pixels whose coverage is below ``min_alpha`` have no depth.
 
-Large scenes: what fits into ``memory_bytes`` is drawn once and kept, the rest is drawn again when it is asked for.
+Every view is drawn once: what does not fit into ``memory_bytes`` waits in a temporary file, and only what finds no room
+there either is drawn again when it is asked for.
 """
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import BinaryIO, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +30,9 @@ from scene_distill.representations.splats import Splats
 from scene_distill.training.evaluation import BakeableScene, SplatScene, TrainedScene
 
 DepthKind = Literal["median", "mean"]
+
+Tell = Callable[[str, int, int], None]
+"""(stage, done, total), for a progress bar; the total of a stage does not change."""
 
 GaussiansFor = Callable[[Camera], Gaussians | Splats]
 """What a camera sees; everything in the frame in which the mesh is made."""
@@ -71,14 +78,54 @@ class DepthViews(Protocol):
 @dataclass(frozen=True)
 class DepthSettings:
     """kind of depth; scale: pixels drawn per pixel of the camera, per axis; min_opacity: Gaussians below it are not
-    drawn; min_alpha: coverage below which a pixel has no depth; memory_bytes: views kept instead of being drawn
-    again."""
+    drawn; min_alpha: coverage below which a pixel has no depth; memory_bytes, disk_bytes: views kept in RAM and in a
+    temporary file."""
 
     kind: DepthKind = "median"
     scale: float = 1.0
     min_opacity: float = 0.2
     min_alpha: float = 0.5
     memory_bytes: int = 400_000_000
+    disk_bytes: int = 20_000_000_000
+
+
+class Shelf:
+    """Pairs of arrays in a temporary file without a name, which is gone with the process, whatever happens.
+
+    What exceeds ``most_bytes``, or half of the free space, is not taken.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._room = most_bytes
+        self._file: BinaryIO | None = None
+        self._places: dict[int, tuple[int, tuple[int, int]]] = {}
+
+    def put(self, index: int, depth: np.ndarray, color: np.ndarray) -> None:
+        """Keep depth [H, W] float32 and color [H, W, 3] uint8 if there is room."""
+        size = depth.nbytes + color.nbytes
+        if size > min(self._room, shutil.disk_usage(tempfile.gettempdir()).free // 2):
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the views are
+            start = self._file.seek(0, os.SEEK_END)
+            self._file.write(depth.tobytes() + color.tobytes())
+            self._file.flush()
+        except OSError:
+            self._room = 0  # a full or read-only disk: what is not here is drawn again
+            return
+        self._room -= size
+        self._places[index] = start, (depth.shape[0], depth.shape[1])
+
+    def taken(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """What was put there, if it was."""
+        if index not in self._places or self._file is None:
+            return None
+        start, (height, width) = self._places[index]
+        self._file.seek(start)
+        data = self._file.read(7 * height * width)
+        depth = np.frombuffer(data, np.float32, height * width).reshape(height, width)
+        return depth, np.frombuffer(data, np.uint8, offset=4 * height * width).reshape(height, width, 3)
 
 
 class RenderedViews:
@@ -95,6 +142,7 @@ class RenderedViews:
         self._gaussians, self._settings = gaussians, settings
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = settings.memory_bytes
+        self._shelf = Shelf(settings.disk_bytes)
 
     def __len__(self) -> int:
         return len(self.cameras)
@@ -105,14 +153,17 @@ class RenderedViews:
     def __getitem__(self, index: int) -> DepthView:
         """The view of ``cameras[index]``."""
         camera = self.cameras[index]
-        if index not in self._kept:
+        kept = self._kept.get(index) or self._shelf.taken(index)
+        if kept is None:
             view = self._draw(camera)
-            size = view.depth_m.nbytes + view.color.nbytes // 4
-            if size > self._room:
-                return view
-            self._room -= size
-            self._kept[index] = view.depth_m, np.rint(view.color * 255).astype(np.uint8)
-        depth, color = self._kept[index]
+            kept = view.depth_m, np.rint(view.color * 255).astype(np.uint8)
+            size = kept[0].nbytes + kept[1].nbytes
+            if size <= self._room:
+                self._room -= size
+                self._kept[index] = kept
+            else:
+                self._shelf.put(index, *kept)
+        depth, color = kept
         return DepthView(camera, depth, color.astype(np.float32) / 255)
 
     @torch.no_grad()

@@ -9,12 +9,13 @@ so that the sharpest and most frontal photographs decide and the others fill in.
 from the mesh's own depth in each picture. Texels around the charts repeat the nearest one inside, or filtering would
 bleed the background in. Faces that no camera sees get the colour of the nearest texel that has one.
 
-Memory: texels of one texture plus one picture at a time; points of the surface are made in chunks.
+Memory: texels of one texture plus one picture at a time; points of the surface are made in chunks, for each picture
+those of the faces that may show in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,8 +59,13 @@ class Pictures(Protocol):
 def unwrap(mesh: TriangleMesh, settings: TextureSettings = TextureSettings()) -> tuple[TriangleMesh, np.ndarray]:
     """The mesh with vertices doubled along the seams of its charts, and their places uv [V, 2] (v down) in [0, 1].
 
-    Raises `UserError` when xatlas is not installed, or cannot pack the charts into the size.
+    Raises `UserError` when xatlas is not installed or cannot pack the charts into the size, when there is no face, or
+    for a size that is not usable.
     """
+    if not 16 <= settings.size <= 16384:
+        raise UserError(f"a texture of {settings.size} texels cannot be made; choose 16 to 16384")
+    if len(mesh) == 0:
+        raise UserError("nothing to texture: the mesh has no faces")
     try:
         import xatlas
     except ImportError as error:
@@ -83,33 +89,44 @@ def unwrap(mesh: TriangleMesh, settings: TextureSettings = TextureSettings()) ->
 
 
 def textured(
-    mesh: TriangleMesh,
-    pictures: Pictures,
-    settings: TextureSettings = TextureSettings(),
+    mesh: TriangleMesh, pictures: Pictures, settings: TextureSettings = TextureSettings(),
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> TriangleMesh:
+) -> TriangleMesh:  # fmt: skip
     """The mesh with texture coordinates and a texture baked from the pictures; vertex colours are left out.
 
-    Raises `UserError` when there is no picture, no face, or a size that is not usable.
+    Raises `UserError` as `unwrap` and `bake_texture` do.
     """
-    if not 16 <= settings.size <= 16384:
-        raise UserError(f"a texture of {settings.size} texels cannot be made; choose 16 to 16384")
-    if len(pictures) == 0 or len(mesh) == 0:
-        raise UserError(f"nothing to texture: {len(mesh)} faces, {len(pictures)} pictures")
-    split, uvs = unwrap(mesh, settings)
-    texels = _texels(split, uvs, settings.size)
-    colors, weights = np.zeros((len(texels.face), 3), np.float32), np.zeros(len(texels.face), np.float32)
+    return bake_texture(unwrap(mesh, settings), pictures, settings, report)
+
+
+def bake_texture(
+    unwrapped: tuple[TriangleMesh, np.ndarray], pictures: Pictures, settings: TextureSettings = TextureSettings(),
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> TriangleMesh:  # fmt: skip
+    """What `unwrap` returned, with a texture from the pictures.
+
+    Raises `UserError` when there is no picture, or none shows any part of the mesh.
+    """
+    split, uvs = unwrapped
+    if len(pictures) == 0:
+        raise UserError(f"nothing to texture: {len(split)} faces, 0 pictures")
     middle = split.vertices.mean(axis=0)
-    scene = ray_scene(split.moved(-middle))
+    local = split.moved(-middle)
+    texels, faces, scene = _texels(local, uvs, settings.size), _Faces.of(local), ray_scene(local)
+    colors, weights = np.zeros((len(texels), 3), np.float32), np.zeros(len(texels), np.float32)
+    report(0, len(pictures))
     for index in range(len(pictures)):
         camera, picture = pictures[index]
-        depth = mesh_depth(scene, camera.moved(middle))
-        for part, points, normals in texels.chunks(split):
+        camera = camera.moved(middle)
+        shown = texels.of_faces(faces.may_show(camera, settings.smallest_cosine))
+        depth = mesh_depth(scene, camera) if len(shown) else np.zeros((0, 0), np.float32)
+        for start in range(0, len(shown), _TEXELS_AT_ONCE):
+            rows = shown[start : start + _TEXELS_AT_ONCE]
+            points, normals = texels.points(local, rows), faces.normals[texels.face[rows]]
             seen, weight = _looks(camera, depth, points, normals, settings.smallest_cosine)
-            rows = np.arange(len(texels.face))[part][seen]
             pixels, _ = camera.project(points[seen])
-            colors[rows] += weight[:, None] * _sampled(picture, pixels)
-            weights[rows] += weight
+            colors[rows[seen]] += weight[:, None] * _sampled(picture, pixels)
+            weights[rows[seen]] += weight
         report(index + 1, len(pictures))
     known = weights > 0
     if not known.any():
@@ -123,24 +140,52 @@ def textured(
 
 
 @dataclass(frozen=True, eq=False)
+class _Faces:
+    """Unit normals [F, 3], middles [F, 3], and radii [F] of balls around the middles that hold the faces."""
+
+    normals: np.ndarray
+    middles: np.ndarray
+    radii: np.ndarray
+
+    @staticmethod
+    def of(mesh: TriangleMesh) -> _Faces:
+        corners = mesh.corners
+        middles = corners.mean(axis=1)
+        return _Faces(mesh.face_normals(), middles, np.linalg.norm(corners - middles[:, None], axis=2).max(axis=1))
+
+    def may_show(self, camera: Camera, smallest_cosine: float) -> np.ndarray:
+        """True [F] where any point of a face may be in the image and turned to the camera by more than the cosine."""
+        towards = camera.center - self.middles
+        nearest = np.linalg.norm(towards, axis=1) - self.radii
+        # The height over the face's plane is the same for all of its points: the nearest has the largest cosine.
+        shown = (towards * self.normals).sum(axis=1) > smallest_cosine * nearest
+        return shown & camera.may_see(self.middles, self.radii)
+
+
+@dataclass(frozen=True, eq=False)
 class _Texels:
-    """Texels inside charts: row, column [T] in the texture, face [T], and barycentric weights [T, 2] of corners 1 and
-    2."""
+    """Texels inside charts, face by face: row, column [T] in the texture, face [T], and barycentric weights [T, 2] of
+    corners 1 and 2; those of face f are at ``starts[f]:starts[f + 1]``."""
 
     row: np.ndarray
     column: np.ndarray
     face: np.ndarray
     weights: np.ndarray
+    starts: np.ndarray
 
-    def chunks(self, mesh: TriangleMesh) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        """Slices with the points [n, 3] of their texels and the faces' unit normals [n, 3]."""
-        normals = mesh.face_normals()
-        for start in range(0, len(self.face), _TEXELS_AT_ONCE):
-            part = slice(start, start + _TEXELS_AT_ONCE)
-            corners = mesh.vertices[mesh.faces[self.face[part]]]
-            weights = self.weights[part].astype(np.float64)
-            points = corners[:, 0] + weights[:, :1] * (corners[:, 1] - corners[:, 0])
-            yield part, points + weights[:, 1:] * (corners[:, 2] - corners[:, 0]), normals[self.face[part]]
+    def __len__(self) -> int:
+        return len(self.face)
+
+    def of_faces(self, chosen: np.ndarray) -> np.ndarray:
+        """Indices of the texels of the faces for which ``chosen`` [F] is true."""
+        return np.flatnonzero(np.repeat(chosen, np.diff(self.starts)))
+
+    def points(self, mesh: TriangleMesh, rows: np.ndarray) -> np.ndarray:
+        """Places [n, 3] of the texels at ``rows``."""
+        corners = mesh.vertices[mesh.faces[self.face[rows]]]
+        weights = self.weights[rows].astype(np.float64)
+        points = corners[:, 0] + weights[:, :1] * (corners[:, 1] - corners[:, 0])
+        return points + weights[:, 1:] * (corners[:, 2] - corners[:, 0])
 
 
 def _texels(mesh: TriangleMesh, uvs: np.ndarray, size: int) -> _Texels:
@@ -158,7 +203,10 @@ def _texels(mesh: TriangleMesh, uvs: np.ndarray, size: int) -> _Texels:
         hit = np.isfinite(found["t_hit"].numpy())
         face = found["primitive_ids"].numpy()[hit].astype(np.int64)
         parts.append((row[hit], column[hit], face, found["primitive_uvs"].numpy()[hit]))
-    return _Texels(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    row, column, face, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    order = np.argsort(face, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(face, minlength=len(mesh)))])
+    return _Texels(row[order], column[order], face[order], weights[order], starts)
 
 
 def mesh_depth(scene: Any, camera: Camera) -> np.ndarray:

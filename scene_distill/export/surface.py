@@ -11,6 +11,7 @@ Everything here is in the frame of the source's cameras, whose origin should be 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,24 +20,28 @@ import numpy as np
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
-from scene_distill.export.depth_views import DepthSettings, DepthView, DepthViews, GaussiansFor, RenderedViews
+from scene_distill.export.depth_views import DepthSettings, DepthView, DepthViews, GaussiansFor, RenderedViews, Tell
 from scene_distill.export.gaussian_density import LEVEL, GaussianDensity, box_of
 from scene_distill.export.marching_cubes import Lattice, extract_level
 from scene_distill.export.mesh_cleaning import CleaningSettings, clean
-from scene_distill.export.mesh_texture import Pictures, TextureSettings, textured
+from scene_distill.export.mesh_texture import Pictures, TextureSettings, bake_texture, unwrap
 from scene_distill.export.poisson import PoissonSettings, points_of_views, reconstruct
-from scene_distill.export.tsdf import TsdfSettings, fuse
+from scene_distill.export.tsdf import CELL, SurfaceCells, TsdfSettings, fuse, surface_cells
 from scene_distill.representations.meshes import TriangleMesh
 from scene_distill.representations.splats import Splats
 
 Method = Literal["tsdf", "poisson", "density"]
 METHODS: tuple[Method, ...] = ("tsdf", "poisson", "density")
 
-Tell = Callable[[str, int, int], None]
-"""(stage, done, total), for a progress bar."""
-
 PIXELS_PER_VOXEL = 1.5
-"""Edge of an automatic voxel in pixels at the median depth: finer ones hold noise, coarser ones lose what was seen."""
+"""Least edge of an automatic voxel in pixels at the median depth: finer ones hold noise."""
+
+FACES_PER_CELL = 32.0
+"""Faces of a surface in one of `surface_cells`' cells: two for each of the 4 x 4 voxels that it crosses."""
+
+RAW_FACES_PER_FACE = 6.0
+"""Faces of the raw surface for each that the face budget keeps, at least about: automatic voxels grow up to that. More
+would be fused, welded and thinned out again for nothing that could be measured (docs/meshes.md)."""
 
 DEPTHS_USED = 3.0
 """Automatic limit of the depth, in median depths: what is farther has too few pixels to be worth voxels."""
@@ -56,7 +61,7 @@ _DEPTH, _CLEANING, _TEXTURE = DepthSettings(), CleaningSettings(max_faces=200_00
 
 @dataclass(frozen=True)
 class SurfaceSettings:
-    """method; voxel_m, depth_max_m: world units, None chooses from the depth (`PIXELS_PER_VOXEL`, `DEPTHS_USED`);
+    """method; voxel_m, depth_max_m: world units, None chooses from the depth and the face budget (`resolution`);
     depth: how depth is drawn; carve, min_weight: `TsdfSettings`; trim_voxels: `PoissonSettings`; level: of the density;
     cleaning; texture: None gives vertex colours."""
 
@@ -88,7 +93,10 @@ def surface_of(
     if settings.texture is None:
         return mesh
     pictures = pictures if pictures is not None else Renders(views)
-    return textured(mesh, pictures, settings.texture, lambda done, total: tell("texturing", done, total))
+    tell("unwrapping", 0, 1)
+    unwrapped = unwrap(mesh, settings.texture)
+    tell("unwrapping", 1, 1)
+    return bake_texture(unwrapped, pictures, settings.texture, lambda done, total: tell("texturing", done, total))
 
 
 def raw_surface(
@@ -96,19 +104,43 @@ def raw_surface(
     tell: Tell = lambda stage, done, total: None,
 ) -> TriangleMesh:  # fmt: skip
     """The coloured surface of the settings' method, before any cleaning."""
-    voxel_m, depth_max_m = settings.voxel_m, settings.depth_max_m
-    if voxel_m is None or depth_max_m is None:
-        footprint, depth = typical_footprint(views)
-        voxel_m = PIXELS_PER_VOXEL * footprint if voxel_m is None else voxel_m
-        depth_max_m = DEPTHS_USED * depth if depth_max_m is None else depth_max_m
+    voxel_m, depth_max_m, cells = resolution(views, settings, tell)
     if settings.method == "density":
         return density_surface(source.splats(), voxel_m, settings, tell)
     if settings.method == "poisson":
         poisson = PoissonSettings(voxel_m, settings.trim_voxels)
-        points = points_of_views(views, poisson, lambda done, total: tell("drawing depth", done, total), depth_max_m)
-        return reconstruct(points, poisson)
+        points = points_of_views(
+            views, poisson, lambda done, total: tell("collecting points", done, total), depth_max_m
+        )
+        tell("solving", 0, 1)
+        mesh = reconstruct(points, poisson)
+        tell("solving", 1, 1)
+        return mesh
     tsdf = TsdfSettings(voxel_m, depth_max_m=depth_max_m, carve=settings.carve, min_weight=settings.min_weight)
-    return fuse(views, tsdf, lambda done, total: tell("fusing depth", done, total))
+    return fuse(views, tsdf, tell, cells)
+
+
+def resolution(
+    views: DepthViews, settings: SurfaceSettings, tell: Tell = lambda stage, done, total: None
+) -> tuple[float, float, SurfaceCells | None]:
+    """Edge of a voxel and limit of the depth in world units, given or chosen; where surfaces are, if that was looked
+    at.
+
+    An automatic voxel is `PIXELS_PER_VOXEL` wide, or as wide as it takes for the raw surface to have about
+    `RAW_FACES_PER_FACE` times the faces that cleaning keeps.
+    """
+    if settings.voxel_m is not None and settings.depth_max_m is not None:
+        return settings.voxel_m, settings.depth_max_m, None
+    footprint, depth = typical_footprint(views)
+    depth_max_m = DEPTHS_USED * depth if settings.depth_max_m is None else settings.depth_max_m
+    if settings.voxel_m is not None:
+        return settings.voxel_m, depth_max_m, None
+    voxel_m = PIXELS_PER_VOXEL * footprint
+    cells = surface_cells(views, CELL * voxel_m, depth_max_m, tell)
+    if settings.cleaning.max_faces is not None:
+        expected, wanted = FACES_PER_CELL * len(cells.keys), RAW_FACES_PER_FACE * settings.cleaning.max_faces
+        voxel_m *= max(1.0, math.sqrt(expected / wanted))
+    return voxel_m, depth_max_m, cells
 
 
 def density_surface(splats: Splats, voxel_m: float, settings: SurfaceSettings, tell: Tell) -> TriangleMesh:

@@ -1,9 +1,9 @@
 """Truncated signed distance fusion of depth views into a mesh (Curless and Levoy 1996), with Open3D's VoxelBlockGrid.
 
-Space is a hash of blocks of 16^3 voxels. A first pass over the views finds the blocks near any surface; a second one
-fuses, part by part: the blocks are split along their longest side until a part has at most ``max_blocks``. Each part is
-fused with the ring of blocks around it and keeps only the triangles of its own cells, so parts meet without a gap and
-the mesh does not depend on the split. Peak memory is one part, whatever the scene.
+Space is a hash of blocks of 16^3 voxels. A first pass over the views finds the cells that hold any surface, and so the
+blocks near it; a second one fuses, part by part: the blocks are split along their longest side until a part has at most
+``max_blocks``. Each part is fused with the ring of blocks around it and keeps only the triangles of its own cells, so
+parts meet without a gap and the mesh does not depend on the split. Peak memory is one part, whatever the scene.
 
 With ``carve`` every view updates all blocks it has in its image, not only those around its own surface: what one view
 puts into space that the others see through is averaged away.
@@ -15,14 +15,14 @@ Open3D reads the depth of the pixel a voxel falls into (truncation, not rounding
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
-from scene_distill.export.depth_views import DepthView, DepthViews
+from scene_distill.export.depth_views import DepthView, DepthViews, Tell
 from scene_distill.export.open3d_library import load_open3d
 from scene_distill.representations.meshes import TriangleMesh
 
@@ -50,25 +50,50 @@ class TsdfSettings:
     max_blocks: int = 4096
 
 
-Report = Callable[[int, int], None]
-"""(views done, views in all) over both passes."""
+CELL = 4
+"""Voxels along the side of a cell, the unit in which the first pass notes where surfaces are."""
 
 
-def fuse(views: DepthViews, settings: TsdfSettings, report: Report = lambda done, total: None) -> TriangleMesh:
+@dataclass(frozen=True, eq=False)
+class SurfaceCells:
+    """The cubes of a lattice around ``anchor`` [3], ``size_m`` wide, that hold a pixel of a view's surface: keys [n]
+    int64, sorted."""
+
+    anchor: np.ndarray
+    size_m: float
+    keys: np.ndarray
+
+    def centers(self) -> np.ndarray:
+        """Their middles [n, 3] in the frame of the views' cameras."""
+        return (_blocks_of(self.keys) + 0.5) * self.size_m + self.anchor
+
+
+def fuse(
+    views: DepthViews, settings: TsdfSettings, tell: Tell = lambda stage, done, total: None,
+    cells: SurfaceCells | None = None,
+) -> TriangleMesh:  # fmt: skip
     """Coloured mesh of the zero level of the fused distances, in the frame of the views' cameras.
 
-    Raises `UserError` when no view has depth, when the voxels are so small that the blocks cannot be counted, or when
-    nothing was seen by enough views.
+    ``cells``: what `surface_cells` found at this voxel or a finer one; found here when not given. Raises `UserError`
+    when no view has depth, when the voxels are so small that the blocks cannot be counted, or when nothing was seen by
+    enough views.
     """
     if not settings.voxel_m > 0:
         raise UserError(f"a voxel of {settings.voxel_m} cannot be used; give a positive size in the scene's unit")
-    anchor = _anchor(views, settings)
-    blocks = _surface_blocks(views, settings, anchor, report)
+    if cells is None:
+        cells = surface_cells(views, CELL * settings.voxel_m, settings.depth_max_m, tell)
+    anchor = lattice_point(views, BLOCK * settings.voxel_m)
+    blocks = blocks_near(cells, settings, anchor)
     parts = list(split_blocks(blocks, settings.max_blocks))
-    meshes, done, total = [], len(views.cameras), len(views.cameras) * (1 + len(parts))
-    for part in parts:
-        meshes.append(_fuse_part(views, settings, anchor, blocks, part, lambda i, base=done: report(base + i, total)))  # type: ignore[misc]
-        done += len(views.cameras)
+    rings = [_with_ring(blocks, part) for part in parts]
+    work = sum(int(_in_image(ring, c.moved(anchor), settings.voxel_m).sum()) for ring in rings for c in views.cameras)
+    meshes, done = [], 0
+    for part, ring in zip(parts, rings, strict=True):
+        grid = _Grid(settings, anchor, int(1.1 * len(ring)) + 8)
+        for fused in _fused(grid, views, settings, anchor, ring):
+            done += fused
+            tell("fusing depth", done, work)
+        meshes.append(_own_triangles(grid.mesh(), blocks[part], settings))
     mesh = TriangleMesh.cat([part for part in meshes if len(part)]).welded(settings.voxel_m)
     if len(mesh) == 0:
         raise UserError(
@@ -78,10 +103,10 @@ def fuse(views: DepthViews, settings: TsdfSettings, report: Report = lambda done
     return mesh.moved(anchor)
 
 
-def _anchor(views: DepthViews, settings: TsdfSettings) -> np.ndarray:
-    """A lattice point near the cameras: float32 positions inside Open3D stay small however far the origin is."""
+def lattice_point(views: DepthViews, side: float) -> np.ndarray:
+    """A point near the cameras whose coordinates are multiples of ``side``: float32 positions inside Open3D stay small
+    however far the origin is."""
     center = np.median([camera.center for camera in views.cameras], axis=0)
-    side = settings.voxel_m * BLOCK
     return np.round(center / side) * side
 
 
@@ -126,34 +151,47 @@ class _Grid:
         )
 
 
-def _surface_blocks(views: DepthViews, settings: TsdfSettings, anchor: np.ndarray, report: Report) -> np.ndarray:
-    """Sorted unique blocks [n, 3] int32 near the surface of any view."""
-    found = np.zeros((0, 3), np.int32)
-    for index in range(len(views.cameras)):
-        found = np.unique(np.concatenate([found, touched_blocks(views[index], settings, anchor)]), axis=0)
-        report(index + 1, 2 * len(views.cameras))
-    if len(found) == 0:
-        raise UserError("no view shows any depth; the scene is empty or transparent from all of its cameras")
-    return found
+def surface_cells(
+    views: DepthViews, size_m: float, depth_max_m: float = math.inf, tell: Tell = lambda stage, done, total: None
+) -> SurfaceCells:
+    """Where any view shows a surface no farther than ``depth_max_m``, in cells of ``size_m``.
 
-
-def touched_blocks(view: DepthView, settings: TsdfSettings, anchor: np.ndarray) -> np.ndarray:
-    """Blocks [n, 3] int32 within the truncation (per axis) of any pixel of the view's surface.
-
-    Open3D has such a function, which looks at every fourth pixel: blocks are missed, and the mesh has holes there.
+    Raises `UserError` when no view has depth, or when there are too many cells to be counted.
     """
-    depth = view.surface_depth_m(settings.depth_max_m)
-    points = view.points()[depth > 0] - anchor
-    # Points in one small cell touch the same blocks but for its size, which widens the truncation.
-    cell = settings.voxel_m
-    cells = np.floor(points / cell)
-    if len(cells) and np.abs(cells).max() >= BLOCK * _HALF:
-        raise UserError(f"voxels of {settings.voxel_m:g} are too small for a scene of this extent; use larger ones")
-    centers = (_blocks_of(np.unique(_keys(cells // 4))) * 4.0 + 2.0) * cell
-    reach = (settings.truncation_voxels + 2.0) * settings.voxel_m
+    anchor = lattice_point(views, size_m)
+    keys = np.zeros(0, np.int64)
+    for index in range(len(views.cameras)):
+        keys = np.union1d(keys, _cells_of(views[index], anchor, size_m, depth_max_m))
+        tell("drawing depth", index + 1, len(views.cameras))
+    if len(keys) == 0:
+        raise UserError("no view shows any depth; the scene is empty or transparent from all of its cameras")
+    return SurfaceCells(anchor, size_m, keys)
+
+
+def _cells_of(view: DepthView, anchor: np.ndarray, size_m: float, depth_max_m: float) -> np.ndarray:
+    """Sorted keys [n] of the cells with a pixel of the view's surface."""
+    depth = view.surface_depth_m(depth_max_m)
+    cells = np.floor((view.points()[depth > 0] - anchor) / size_m)
+    if len(cells) and np.abs(cells).max() >= _HALF:
+        raise UserError(f"voxels of {size_m / CELL:g} are too small for a scene of this extent; use larger ones")
+    return np.unique(_keys(cells))
+
+
+def blocks_near(cells: SurfaceCells, settings: TsdfSettings, anchor: np.ndarray) -> np.ndarray:
+    """Sorted unique blocks [n, 3] int32 within the truncation (per axis) of any point of the cells.
+
+    Open3D has a function that finds blocks of a view; it looks at every fourth pixel, and the mesh has holes there.
+    """
+    reach = settings.truncation_voxels * settings.voxel_m + cells.size_m / 2
     offsets = np.stack(np.meshgrid(*[[-reach, 0.0, reach]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    near = np.floor((centers[:, None] + offsets).reshape(-1, 3) / (settings.voxel_m * BLOCK))
-    return _blocks_of(np.unique(_keys(near)))
+    keys = np.zeros(0, np.int64)
+    centers = cells.centers() - anchor
+    for offset in offsets:
+        near = np.floor((centers + offset) / (settings.voxel_m * BLOCK))
+        if len(near) and np.abs(near).max() >= _HALF:
+            raise UserError(f"voxels of {settings.voxel_m:g} are too small for a scene of this extent; use larger ones")
+        keys = np.union1d(keys, _keys(near))
+    return _blocks_of(keys)
 
 
 def split_blocks(blocks: np.ndarray, most: int) -> Iterator[np.ndarray]:
@@ -170,26 +208,29 @@ def split_blocks(blocks: np.ndarray, most: int) -> Iterator[np.ndarray]:
         waiting += [order[len(order) // 2 :], order[: len(order) // 2]]
 
 
-def _fuse_part(
-    views: DepthViews, settings: TsdfSettings, anchor: np.ndarray, blocks: np.ndarray, part: np.ndarray,
-    report: Callable[[int], None],
-) -> TriangleMesh:  # fmt: skip
-    """Triangles in the cells of the blocks at the rows ``part``, in the frame moved to the anchor."""
-    own = blocks[part]
-    with_ring = _with_ring(blocks, part)
-    grid = _Grid(settings, anchor, int(1.1 * len(with_ring)) + 8)
-    keys = _keys(with_ring)
+def _fused(
+    grid: _Grid, views: DepthViews, settings: TsdfSettings, anchor: np.ndarray, blocks: np.ndarray
+) -> Iterator[int]:
+    """Average all views into the blocks [n, 3]; yields after each view how many of them are in its image."""
+    keys = _keys(blocks)
     for index, camera in enumerate(views.cameras):
-        seen = _in_image(with_ring, camera.moved(anchor), settings.voxel_m)
-        if seen.any():
+        seen = _in_image(blocks, camera.moved(anchor), settings.voxel_m)
+        count = int(seen.sum())
+        if count:
             view = views[index]
             if not settings.carve:
-                seen &= np.isin(keys, _keys(touched_blocks(view, settings, anchor)))
+                size_m, cells_anchor = CELL * settings.voxel_m, lattice_point(views, CELL * settings.voxel_m)
+                own = _cells_of(view, cells_anchor, size_m, settings.depth_max_m)
+                near = blocks_near(SurfaceCells(cells_anchor, size_m, own), settings, anchor)
+                seen &= np.isin(keys, _keys(near))
             if seen.any():
-                grid.integrate(with_ring[seen], view)
-        report(index + 1)
-    mesh = grid.mesh()
-    # A triangle lies inside its cell, so its middle tells the block, the same one in whichever part it is made.
+                grid.integrate(blocks[seen], view)
+        yield count
+
+
+def _own_triangles(mesh: TriangleMesh, own: np.ndarray, settings: TsdfSettings) -> TriangleMesh:
+    """The triangles in the cells of the blocks ``own`` [n, 3]: a triangle lies inside its cell, so its middle tells the
+    block, the same one in whichever part it is made."""
     middle = np.floor(mesh.corners.mean(axis=1) / (settings.voxel_m * BLOCK)).astype(np.int32)
     return mesh.select_faces(np.isin(_keys(middle), _keys(own)))
 
@@ -216,16 +257,4 @@ def _blocks_of(keys: np.ndarray) -> np.ndarray:
 def _in_image(blocks: np.ndarray, camera: Camera, voxel_m: float) -> np.ndarray:
     """True [n] for blocks that may show in the camera's image."""
     side = voxel_m * BLOCK
-    in_cam = (blocks + 0.5) * side @ camera.cam_from_world[:3, :3].T + camera.cam_from_world[:3, 3]
-    radius = side * math.sqrt(3) / 2
-    depth = in_cam[:, 2]
-    seen = depth > -radius
-    for axis, size, focal, center in (
-        (0, camera.width, camera.fx, camera.cx),
-        (1, camera.height, camera.fy, camera.cy),
-    ):
-        for edge, sign in ((0.0, 1.0), (float(size), -1.0)):
-            # Signed distance to the plane through the centre and this image edge, positive inside.
-            slope = (edge - center) / focal
-            seen &= sign * (in_cam[:, axis] - slope * depth) / math.hypot(1.0, slope) > -radius
-    return seen
+    return camera.may_see((blocks + 0.5) * side, side * math.sqrt(3) / 2)

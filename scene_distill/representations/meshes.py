@@ -68,7 +68,7 @@ class TriangleMesh:
         Vertices in one place (the two sides of a texture seam) get one normal.
         """
         vectors = self.face_vectors()
-        _, place = np.unique(self.vertices, axis=0, return_inverse=True)
+        _, place = distinct_rows(self.vertices)
         sums = np.zeros((int(place.max(initial=-1)) + 1, 3))
         for corner in range(3):
             np.add.at(sums, place[self.faces[:, corner]], vectors)
@@ -104,8 +104,7 @@ class TriangleMesh:
         """
         step = length * WELD_FRACTION
         lattice = np.round(self.vertices / step).astype(np.int64) if step else self.vertices
-        _, first, place = np.unique(lattice, axis=0, return_index=True, return_inverse=True)
-        place = place.reshape(-1)
+        first, place = distinct_rows(lattice)
         colors = None
         if self.colors is not None:
             counts = np.bincount(place, minlength=len(first)).astype(np.float32)
@@ -115,7 +114,7 @@ class TriangleMesh:
         proper = (faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 2] != faces[:, 0])
         faces = faces[proper]
         turned = np.take_along_axis(faces, (faces.argmin(1)[:, None] + np.arange(3)) % 3, axis=1)
-        _, kept = np.unique(turned, axis=0, return_index=True)
+        kept, _ = distinct_rows(turned)
         return TriangleMesh(self.vertices[first], faces[np.sort(kept)].astype(np.int64), colors)
 
     @staticmethod
@@ -132,3 +131,15 @@ class TriangleMesh:
             if not parts or any(c is None for c in colors)
             else np.concatenate([c for c in colors if c is not None]),
         )
+
+
+def distinct_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each distinct row of ``rows`` [n, k] first occurs [m], in lexicographic order, and which of them every row
+    is [n]: what `np.unique` finds over an axis, faster on millions of rows."""
+    order = np.lexsort(rows.T[::-1])
+    ordered = rows[order]
+    begins = np.ones(len(rows), bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    place = np.empty(len(rows), np.int64)
+    place[order] = np.cumsum(begins) - 1
+    return order[begins], place

@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mesh_scenes import ExactPictures, cube, ring_of_cameras, sphere, stripes
 
 from scene_distill.core.errors import UserError
 from scene_distill.export.mesh_quality import sample_surface, topology
-from scene_distill.export.mesh_texture import TextureSettings, textured, unwrap
+from scene_distill.export.mesh_texture import TextureSettings, _Faces, _looks, textured, unwrap
 from scene_distill.representations.meshes import TriangleMesh
 
 pytest.importorskip("xatlas")
@@ -79,3 +81,18 @@ def test_impossible_requests_are_one_sentence() -> None:
     with pytest.raises(UserError, match="share a frame"):
         textured(shape.moved(np.array([500.0, 0, 0])), pictures, SMALL)
     assert len(sample_surface(shape, 10)) == 10
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31 - 1), st.floats(0.05, 4.0))
+def test_no_texel_that_a_camera_sees_is_left_out_with_its_face(seed, size) -> None:
+    """Whole faces are passed over for a picture; none of them may hold a point that would have counted."""
+    rng = np.random.default_rng(seed)
+    corners = rng.normal(size=(200, 1, 3)) * 2 + rng.normal(size=(200, 3, 3)) * size
+    mesh = TriangleMesh(corners.reshape(-1, 3), np.arange(600).reshape(-1, 3))
+    weights = rng.dirichlet(np.ones(3), (200, 40))
+    points = np.einsum("fpc,fcd->fpd", weights, corners).reshape(-1, 3)
+    normals = np.repeat(mesh.face_normals(), 40, axis=0)
+    for camera in ring_of_cameras(4):
+        seen, _ = _looks(camera, np.full((camera.height, camera.width), np.inf), points, normals, 0.1)
+        assert _Faces.of(mesh).may_show(camera, 0.1)[seen // 40].all()

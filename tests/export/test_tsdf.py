@@ -6,8 +6,18 @@ from mesh_scenes import ExactViews, cube, ring_of_cameras, sphere, stripes
 from scene_distill.core.errors import UserError
 from scene_distill.core.gaussians import Gaussians
 from scene_distill.export.depth_views import DepthSettings, DepthView, RenderedViews
+from scene_distill.export.mesh_cleaning import CleaningSettings
 from scene_distill.export.mesh_quality import KnownSurface, distances, geometry_error, topology
-from scene_distill.export.tsdf import TsdfSettings, fuse, split_blocks
+from scene_distill.export.mesh_texture import TextureSettings
+from scene_distill.export.surface import (
+    RAW_FACES_PER_FACE,
+    SurfaceSettings,
+    SurfaceSource,
+    raw_surface,
+    resolution,
+    surface_of,
+)
+from scene_distill.export.tsdf import CELL, TsdfSettings, fuse, split_blocks, surface_cells
 from scene_distill.representations.meshes import TriangleMesh
 
 pytest.importorskip("open3d")
@@ -137,7 +147,8 @@ def test_median_depth_without_haze_finds_the_wall_where_the_mean_does_not() -> N
     assert np.abs(median.color[5:-5, 5:-5] - 0.4).max() < 0.02
 
 
-def test_views_beyond_the_memory_are_drawn_again_and_look_the_same() -> None:
+@pytest.mark.parametrize(("disk_bytes", "draws"), [(10**6, 3), (0, 5), (40 * 30 * 7, 4)])
+def test_views_beyond_the_memory_wait_on_disk_or_are_drawn_again_and_look_the_same(disk_bytes, draws) -> None:
     drawn = []
     scene = wall_of_gaussians(haze=False)
     camera = type(ring_of_cameras(1)[0])(40, 30, 30.0, 30.0, 20.0, 15.0, np.eye(4))
@@ -146,10 +157,51 @@ def test_views_beyond_the_memory_are_drawn_again_and_look_the_same() -> None:
         drawn.append(1)
         return scene
 
-    views = RenderedViews(gaussians, [camera] * 3, DepthSettings(memory_bytes=40 * 30 * 7))
+    views = RenderedViews(gaussians, [camera] * 3, DepthSettings(memory_bytes=40 * 30 * 7, disk_bytes=disk_bytes))
     first = [views[index] for index in (0, 1, 2, 0, 1, 2)]
-    assert len(drawn) == 5
+    assert len(drawn) == draws
     assert all(np.array_equal(view.depth_m, first[0].depth_m) for view in first)
+    assert all(np.array_equal(view.color, first[0].color) for view in first)
+
+
+def test_cells_found_at_a_finer_voxel_give_the_same_surface(ball_views) -> None:
+    fine = surface_cells(ball_views, CELL * 0.04)
+    mine, other = fuse(ball_views, TsdfSettings(0.1)), fuse(ball_views, TsdfSettings(0.1), cells=fine)
+    assert len(mine) == len(other) and topology(other).watertight
+
+
+def test_automatic_voxels_follow_the_face_budget(ball_views) -> None:
+    source = SurfaceSource(lambda camera: None, ball_views.cameras, lambda: None)
+    raw = []
+    for budget in (None, 4000, 1000):
+        settings = SurfaceSettings(cleaning=CleaningSettings(max_faces=budget))
+        raw.append(len(raw_surface(source, ball_views, settings)))
+    assert raw[0] > 4000 * RAW_FACES_PER_FACE * 1.3
+    for count, budget in ((raw[1], 4000), (raw[2], 1000)):
+        assert 0.5 < count / (budget * RAW_FACES_PER_FACE) < 1.5
+    exact = SurfaceSettings(voxel_m=0.05, cleaning=CleaningSettings(max_faces=1000))
+    assert resolution(ball_views, exact)[0] == 0.05
+
+
+@pytest.mark.parametrize("method", ["tsdf", "poisson"])
+def test_every_stage_is_told_with_one_total_and_to_its_end(method) -> None:
+    cameras = ring_of_cameras(8, size=(60, 50), focal=60.0)
+    scene = ball_of_gaussians()
+    told: dict[str, list[tuple[int, int]]] = {}
+    settings = SurfaceSettings(method, voxel_m=0.15, texture=TextureSettings(64), min_weight=1.0)
+    surface_of(SurfaceSource(lambda camera: scene, cameras, lambda: None), settings,
+               tell=lambda stage, done, total: told.setdefault(stage, []).append((done, total)))  # fmt: skip
+    assert list(told)[-3:] == ["cleaning", "unwrapping", "texturing"] and len(told) == 5
+    for stage, lines in told.items():
+        done, totals = [line[0] for line in lines], {line[1] for line in lines}
+        assert len(totals) == 1 and done == sorted(done) and done[-1] == totals.pop(), stage
+
+
+def ball_of_gaussians():
+    points = sphere(subdivisions=3).vertices
+    means = torch.from_numpy(points).float()
+    quats, scales = torch.tensor([[1.0, 0, 0, 0]]).repeat(len(means), 1), torch.full((len(means), 3), 0.06)
+    return Gaussians(means, quats, scales, torch.full((len(means),), 0.95), torch.full((len(means), 3), 0.4))
 
 
 def test_empty_meshes_are_allowed_and_bad_ones_are_not() -> None:
