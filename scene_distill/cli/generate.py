@@ -14,6 +14,8 @@ from scene_distill.core.errors import UserError
 
 if TYPE_CHECKING:
     from scene_distill.methods.mdt_dist.model import ShapeModel, Shapes
+    from scene_distill.representations.meshes import TriangleMesh
+    from scene_distill.representations.splats import Splats
 
 PACKAGED = Path(__file__).parents[1] / "priors" / "weights" / "tiny_shapes.safetensors"
 """The embedded model, where the installation has one."""
@@ -23,21 +25,25 @@ STARTED = time.perf_counter()
 
 @dataclass(frozen=True)
 class Generate:
-    """A 3D object from words, in one step or many: as Gaussians (.ply) or as a coloured mesh (.glb)."""
+    """A 3D object from words or a picture, in one step or many: as Gaussians (.ply) or as a coloured mesh (.glb)."""
 
-    prompt: str
+    prompt: str = ""
     """What to make: 'a table', 'a red chair with green legs'."""
+    image: tuple[Path, ...] = ()
+    """Pictures of one object with transparency around it, for TRELLIS models that are conditioned on pictures."""
     model: Path | None = None
-    """Folder of a run of scene-distill distill mdt, or its model.safetensors; default: the embedded model."""
-    steps: int = 1
-    """Steps of each of the two flows."""
-    sampler: Literal["euler", "renoise"] = "renoise"
-    """euler follows the flow; renoise draws new noise between steps, as students of transport want it. With one step
-    both are the same; teachers take euler."""
+    """Folder of a run of scene-distill distill mdt, its model.safetensors, or a folder of TRELLIS models (with a
+    pipeline.json); default: the embedded model."""
+    steps: int | None = None
+    """Steps of each of the two flows; default 1, or what the TRELLIS folder says."""
+    sampler: Literal["auto", "euler", "renoise"] = "auto"
+    """euler follows the flow, as teachers want it; renoise draws new noise between steps, as students of transport
+    want it. With one step both are the same."""
     network: Literal["auto", "student", "teacher"] = "auto"
-    """Whose steps: the student's up to 4, the teacher's above."""
-    guidance: float = 0.0
-    """w of (1 + w) v_words - w v_nothing; for teachers, and students that kept it."""
+    """Whose steps, in a run: the student's up to 4, the teacher's above."""
+    guidance: float | None = None
+    """w of (1 + w) v_words - w v_nothing, for teachers and students that kept it; default 0, or what the TRELLIS folder
+    says."""
     format: tuple[Literal["glb", "ply"], ...] = ("glb", "ply")
     """glb: a mesh; ply: Gaussians."""
     count: int = 1
@@ -46,6 +52,10 @@ class Generate:
     """Seed of the noise."""
     output_dir: Path = Path("outputs/generated")
     """Folder for the files and previews."""
+    models_root: Path | None = None
+    """Where other published folders lie that a TRELLIS folder names; default: beside it."""
+    conditioner: Path | None = None
+    """Folder of the DINOv2 or CLIP model that a TRELLIS folder wants; default: looked for beside it."""
     threads: int = 0
     """CPU threads; 0 takes all."""
 
@@ -56,42 +66,61 @@ def main(arguments: list[str]) -> None:
 
 
 def generate(options: Generate) -> list[Path]:
-    """The files that were written, previews last."""
+    """The files that were written."""
     import torch
 
-    from scene_distill.data.shape_world import prompt_words
-    from scene_distill.methods.mdt_dist.model import Walk
     from scene_distill.renderers import native
 
     if options.count < 1:
         raise UserError(f"--count is {options.count}; it must be at least 1")
+    if options.steps is not None and options.steps < 1:
+        raise UserError(f"--steps is {options.steps}; a flow needs at least 1 step")
     if options.threads:
         torch.set_num_threads(options.threads)
         native.set_threads(options.threads)
+    if options.model is not None and (options.model / "pipeline.json").exists():
+        from scene_distill.cli.generate_trellis import generate_from_trellis
+
+        paths = generate_from_trellis(options)
+    else:
+        paths = generate_shapes(options)
+    say(f"with imports and the model {time.perf_counter() - STARTED:.1f} s")
+    for path in paths:
+        say(str(path))
+    shown = next((path for path in paths if path.suffix == ".ply"), None)
+    if shown is not None:
+        say_next(f"scene-distill view {shown}", "look at it in a browser")
+    else:
+        say_next("scene-distill generate --format ply", "the same as Gaussians, for the viewer")
+    return paths
+
+
+def generate_shapes(options: Generate) -> list[Path]:
+    """Objects of the small world."""
+    import torch
+
+    from scene_distill.data.shape_world import prompt_words
+    from scene_distill.methods.mdt_dist.model import Walk
+
+    if options.image:
+        raise UserError("this model knows words, not pictures; name a folder of TRELLIS models, or give --prompt")
     words = prompt_words(options.prompt)
     model = find_model(options.model)
     role = None if options.network == "auto" else options.network
+    steps, guidance = options.steps or 1, options.guidance or 0.0
+    walker = Walk(steps, role=role).network
     sampler = options.sampler
-    if sampler == "renoise" and options.steps > 1 and Walk(options.steps, role=role).network == "teacher":
-        sampler = "euler"
-        say("the teacher's velocity holds at a point, so its steps are Euler's")
-    walk = Walk(options.steps, sampler, options.guidance, role=role)
-    imported = time.perf_counter()
+    if sampler == "auto":
+        sampler = "renoise" if walker == "student" else "euler"
+    walk = Walk(steps, sampler, guidance, role=role)
+    started = time.perf_counter()
     shapes = model.sample(torch.tensor([words] * options.count), walk, options.seed)
     flown = time.perf_counter()
-    paths = [path for row in range(options.count) for path in write_object(model, shapes, row, options)]
-    done = time.perf_counter()
-    evaluations = 2 * options.steps * (2 if options.guidance else 1)
-    spent = f"{1000 * (flown - imported):.0f} ms"
-    say(f"{walk.network}, {options.steps} {sampler} steps of two flows ({evaluations} evaluations): {spent}")
-    say(f"decoding and files: {done - flown:.2f} s; with imports and the model {done - STARTED:.1f} s")
-    for path in paths:
-        say(str(path))
-    shown = next((path for path in paths if path.suffix == ".ply"), paths[0])
-    if shown.suffix == ".ply":
-        say_next(f"scene-distill view {shown}", "look at it in a browser")
-    else:
-        say_next(f'scene-distill generate --prompt "{options.prompt}" --format ply', "the same as Gaussians")
+    paths = [path for row in range(options.count) for path in write_shape(model, shapes, row, options)]
+    evaluations = 2 * steps * (2 if guidance else 1)
+    spent = f"{1000 * (flown - started):.0f} ms"
+    say(f"{walker}, {steps} {sampler} steps of two flows ({evaluations} evaluations): {spent}")
+    say(f"decoding and files: {time.perf_counter() - flown:.2f} s")
     return paths
 
 
@@ -103,32 +132,40 @@ def find_model(path: Path | None) -> ShapeModel:
         if not PACKAGED.exists():
             raise UserError("this installation has no embedded model; name one with --model, made by distill mdt")
         return ShapeModel.load(PACKAGED)
-    if (path / "pipeline.json").exists():
-        raise UserError(f"{path} holds TRELLIS checkpoints, which this command does not run yet; name a run's folder")
     return ShapeModel.load(path)
 
 
-def write_object(model: ShapeModel, shapes: Shapes, row: int, options: Generate) -> list[Path]:
+def write_shape(model: ShapeModel, shapes: Shapes, row: int, options: Generate) -> list[Path]:
     """An object's files and its preview from four sides."""
-    from scene_distill.export.mesh_files import write_mesh
-    from scene_distill.export.metadata import SplatMetadata
-    from scene_distill.export.ply import write_ply
     from scene_distill.export.voxel_surface import mesh_of_voxels
-    from scene_distill.training.prior_pictures import picture_grid, write_png
-    from scene_distill.training.shape_pictures import splat_views
 
-    stem = options.output_dir / f"{'-'.join(options.prompt.split())[:60]}-{options.seed}-{row}"
-    metadata = SplatMetadata(up=(0.0, 0.0, 1.0), source=f"scene-distill generate, prompt {options.prompt!r}")
-    splats = model.splats_of(shapes, row)
-    paths = []
+    mesh = None
     if "glb" in options.format:
         index, distance, color = model.surface_of(shapes, row)
         mesh = mesh_of_voxels(shapes.grids[row].numpy(), index.numpy(), distance.numpy(), color.numpy())
-        paths.append(stem.with_name(stem.name + ".glb"))
+    return write_object(mesh, model.splats_of(shapes, row), row, options)
+
+
+def write_object(mesh: TriangleMesh | None, splats: Splats | None, row: int, options: Generate) -> list[Path]:
+    """The files of object number ``row`` in the formats asked for; with Gaussians also a preview from four sides."""
+    from scene_distill.export.mesh_files import write_mesh
+    from scene_distill.export.metadata import SplatMetadata
+    from scene_distill.export.ply import write_ply
+    from scene_distill.training.prior_pictures import picture_grid, write_png
+    from scene_distill.training.shape_pictures import splat_views
+
+    said = options.prompt or options.image[0].stem
+    name = "".join(c if c.isalnum() else "-" for c in said.lower())[:60]
+    stem = f"{name}-{options.seed}-{row}"
+    metadata = SplatMetadata(up=(0.0, 0.0, 1.0), source=f"scene-distill generate, {said!r}")
+    paths = []
+    if mesh is not None:
+        paths.append(options.output_dir / f"{stem}.glb")
         write_mesh(mesh, paths[-1], metadata)
-    if "ply" in options.format:
-        paths.append(stem.with_name(stem.name + ".ply"))
-        write_ply(splats, paths[-1], metadata)
-    paths.append(stem.with_name(stem.name + ".png"))
-    write_png(paths[-1], picture_grid(splat_views(splats, 192), 4))
+    if splats is not None:
+        if "ply" in options.format:
+            paths.append(options.output_dir / f"{stem}.ply")
+            write_ply(splats, paths[-1], metadata)
+        paths.append(options.output_dir / f"{stem}.png")
+        write_png(paths[-1], picture_grid(splat_views(splats, 192), 4))
     return paths
