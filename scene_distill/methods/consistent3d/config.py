@@ -30,6 +30,11 @@ class Consistent3DConfig(TextTo3DConfig):
     texture_share: float = 0.25
     """Share of the steps for the colours of the mesh, its shape kept (published: 5000 of 11000)."""
 
+    refine_image_size: int = 0
+    """Pixels of a view's side in the two stages of the mesh (published: 512); 0: as in the field's."""
+    refine_field_of_view: Pair = (0.0, 0.0)
+    """Field of view in the two stages of the mesh (published: 30 to 45); 0: as in the field's."""
+
     noise: Literal["shared", "per-view", "resampled"] = "shared"
     """One noise for all views and steps (published), one per view, or a new one each time."""
     sign: Literal["code", "literal"] = "code"
@@ -77,6 +82,8 @@ class Consistent3DConfig(TextTo3DConfig):
     """Share of the field's steps after which all levels are there."""
     radius: float = 1.1
     """Half the side of the cube that the object lives in."""
+    density_scale: float = 25.0
+    """Density per world unit of a softplus of 1 (published: 1)."""
     blob_scale: float = 10.0
     """Density at the middle of the soft ball that a field begins as, before softplus (Magic3D)."""
     blob_std: float = 0.5
@@ -131,10 +138,12 @@ class Consistent3DConfig(TextTo3DConfig):
         shares = (self.coarse_share, self.geometry_share, self.texture_share)
         if min(shares) < 0 or self.coarse_share == 0:
             raise UserError("the shares of the stages are at least 0, and --coarse-share above 0: a mesh needs a field")
-        for name in ("clip", "resolutions", "radius", "step", "blob_std"):
+        for name in ("clip", "resolutions", "radius", "step", "blob_std", "density_scale"):
             value = getattr(self, name)
             if min(value if isinstance(value, tuple) else (value,)) <= 0:
                 raise UserError(f"--{name.replace('_', '-')} must be above 0")
+        if self.refine_image_size < 0:
+            raise UserError("--refine-image-size must be at least 0")
         if self.iso_density < 0:
             raise UserError("--iso-density must be at least 0")
         if self.cells < 4 or self.supersampling < 1 or not 1 <= self.first_levels <= len(self.resolutions):

@@ -40,7 +40,7 @@ FIELD_KIND = "scene-distill radiance field 1"
 
 def field_shape(config: Consistent3DConfig) -> FieldShape:
     """The field of a config."""
-    return FieldShape(config.resolutions, config.radius, blob_scale=config.blob_scale, blob_std=config.blob_std)
+    return FieldShape(config.resolutions, config.radius, config.density_scale, config.blob_scale, config.blob_std)
 
 
 def march_of(config: Consistent3DConfig) -> March:

@@ -1,4 +1,4 @@
-"""Files of finished objects: tensors, and the config that they were made with."""
+"""Files of finished objects: tensors, and the settings that say how they are drawn and meshed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,24 @@ from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
 from scene_distill.methods.consistent3d.config import Consistent3DConfig
 
+DRAWN = (
+    "resolutions", "radius", "density_scale", "blob_scale", "blob_std", "step", "negligible", "cells", "iso_density",
+    "supersampling",
+)  # fmt: skip
+"""Settings that a finished object needs; all others say how it was trained, and stand in the run's config.yaml."""
+
 
 def save_tensors(path: Path, kind: str, config: Consistent3DConfig, tensors: dict[str, Tensor]) -> None:
     """One .safetensors file, atomically."""
-    header = {"kind": kind, "config": json.dumps(to_plain(config))}
+    settings = {name: value for name, value in to_plain(config).items() if name in DRAWN}
+    header = {"kind": kind, "config": json.dumps(settings)}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(plain, temporary, header))
 
 
 def read_tensors(path: Path) -> tuple[str, Consistent3DConfig, dict[str, Tensor]]:
-    """Kind, config and tensors of a file of `save_tensors`; UserError when it is missing, damaged or something else."""
+    """Kind, config (its `DRAWN` settings, else defaults) and tensors of a file of `save_tensors`; UserError when it is
+    missing, damaged or something else."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

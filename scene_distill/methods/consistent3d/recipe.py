@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from scene_distill.core.errors import UserError
@@ -28,6 +29,9 @@ def stages(config: TextTo3DConfig, prior: NoisePrior) -> tuple[Stage, ...]:
     """The stages that have a share."""
     assert isinstance(config, Consistent3DConfig)
     views, made = view_range(config), list[Stage]()
+    near = replace(views, size=config.refine_image_size or views.size)
+    if config.refine_field_of_view[0] > 0:
+        near = replace(near, field_of_view=config.refine_field_of_view)
     coarse = (config.coarse_levels, config.coarse_range, config.coarse_guidance)
     geometry = (config.geometry_levels, config.geometry_range, config.geometry_guidance)
     texture = (config.texture_levels, config.texture_range, config.texture_guidance)
@@ -39,7 +43,7 @@ def stages(config: TextTo3DConfig, prior: NoisePrior) -> tuple[Stage, ...]:
     for name, share, objects, levels in wanted:
         if share > 0:
             objective = _objective(config, prior, name == "field", *levels)
-            made.append(Stage(name, share, objects, objective, views, config.reduction))
+            made.append(Stage(name, share, objects, objective, views if name == "field" else near, config.reduction))
     return tuple(made)
 
 
