@@ -1,121 +1,41 @@
-"""The web client in headless Chromium against the real server.
+"""The web client in headless Chromium against the real server, at a run."""
 
-Screenshots are compared with references/ at a quarter of their size, where fonts and the last bits of a render do not
-count. SCENE_DISTILL_UPDATE_REFERENCES=1 writes them anew: look at them before they are committed.
-"""
-
-import os
 import shutil
 import threading
 import time
 from dataclasses import replace
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from running_viewer import Running, served, train
+from running_viewer import served, train
+from viewing_browser import (
+    LARGEST_PATCH,
+    NEEDS_CHROMIUM,
+    REFERENCES,
+    TOLERANCE,
+    WITHOUT_GPU,
+    Page,
+    compare,
+    differences,
+    launched,
+)
 
 from scene_distill.training.control import training_state
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), ""
-)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no Chromium: install Debian's package chromium")
-
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--font-render-hinting=none",
-]  # fmt: skip
-REFERENCES = Path(__file__).parent / "references"
-SIZE = (1280, 800)
-SMALL = (320, 200)
-
-TOLERANCE = 0.02
-"""Mean absolute difference in [0, 1] of the shrunk screenshots."""
-
-LARGEST_PATCH = 0.25
-"""... and of the worst 16 x 20 patch of them, so that a missing panel cannot hide in the mean."""
+pytestmark = NEEDS_CHROMIUM
 
 
 @pytest.fixture(scope="module")
 def chromium():
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+    with launched(*WITHOUT_GPU) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
 def viewer(town_run, tmp_path_factory):
     with served(town_run, tmp_path_factory.mktemp("films")) as running:
         yield running
-
-
-class Page:
-    """A page at a viewer, with everything that it complained about."""
-
-    def __init__(self, chromium, viewer: Running) -> None:
-        self.context = chromium.new_context(viewport={"width": SIZE[0], "height": SIZE[1]}, accept_downloads=True)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda told: self.complaints.append(told.text) if told.type == "error" else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.goto(viewer.url)
-        self.settle()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, *error):
-        self.context.close()
-        if kind is None:
-            assert self.complaints == []
-
-    def until(self, condition: str, seconds: float = 90.0):
-        """Wait for a JavaScript expression; the page's content policy forbids what playwright itself would do."""
-        end = time.monotonic() + seconds
-        while not (found := self.page.evaluate(condition)):
-            assert time.monotonic() < end, f"{condition} did not come true"
-            self.page.wait_for_timeout(40)
-        return found
-
-    def settle(self) -> None:
-        self.until("document.body.dataset.frame === 'sharp'")
-
-    def do(self, script: str) -> None:
-        self.page.evaluate(f"() => {{ {script} }}")
-
-    def tab(self, name: str) -> None:
-        self.page.click(f"#tab-{name}")
-
-    def screenshot(self) -> np.ndarray:
-        hidden = [self.page.locator("#timing"), self.page.locator("#note")]
-        shot = self.page.screenshot(mask=hidden, mask_color="#16191d")
-        return np.asarray(Image.open(BytesIO(shot)).convert("RGB"))
-
-    def picture(self) -> np.ndarray:
-        """The viewport without what lies over it."""
-        return self.screenshot()[150:700, 60:880].astype(float) / 255
-
-
-def compare(shot: np.ndarray, name: str) -> None:
-    small = Image.fromarray(shot).resize(SMALL, Image.Resampling.BOX)
-    path = REFERENCES / f"{name}.png"
-    if os.environ.get("SCENE_DISTILL_UPDATE_REFERENCES"):
-        REFERENCES.mkdir(exist_ok=True)
-        small.save(path, optimize=True)
-    mean, worst = differences(np.asarray(small), np.asarray(Image.open(path).convert("RGB")))
-    assert mean < TOLERANCE and worst < LARGEST_PATCH, f"{name}: mean {mean:.4f}, worst patch {worst:.4f}"
-
-
-def differences(one: np.ndarray, other: np.ndarray) -> tuple[float, float]:
-    apart = np.abs(one.astype(float) - other.astype(float)).mean(2) / 255
-    patches = apart.reshape(SMALL[1] // 20, 20, SMALL[0] // 16, 16).mean((1, 3))
-    return float(apart.mean()), float(patches.max())
 
 
 PANELS = {
@@ -204,7 +124,8 @@ def test_blocks_split_crop_inspect_and_measure(chromium, viewer):
         page.page.click("#tool-inspect")
         page.page.mouse.click(470, 430)
         page.until("document.querySelectorAll('#picked .share').length > 3")
-        assert "block" in page.page.inner_text("#picked")
+        told = page.page.inner_text("#picked")
+        assert "block" in told and "from the first points" in told and "age 24 steps" in told
         page.page.click("#tool-measure")
         for number, x in enumerate((380, 560), 1):
             page.page.mouse.click(x, 430)
@@ -254,6 +175,18 @@ def test_photos_film_and_screenshot(chromium, viewer):
         with page.page.expect_download() as download:
             page.page.click("#screenshot")
         assert Image.open(download.value.path()).size == (640, 360)
+
+
+def test_what_a_run_lacks_is_greyed_out_and_says_why(chromium, viewer):
+    with Page(chromium, viewer) as page:
+        assert page.page.is_disabled("#draw-browser") and "decoder" in page.page.inner_text("#drawn-hint")
+        assert page.page.is_disabled("#layer-semantics") and "does not say" in page.page.get_attribute(
+            "#layer-semantics", "title"
+        )
+        page.page.click("#layer-age")
+        page.settle()
+        assert "made after step" in page.page.inner_text("#legend")
+        assert "drawn by the server" in page.page.inner_text("#drawn-by")
 
 
 def test_two_browsers_and_hostile_messages_from_one_of_them(chromium, viewer):

@@ -31,6 +31,9 @@ export function viewPanel(app) {
   const boxes = check("Block boxes", false, (on) => { app.show.boxes = on; app.repaint(); });
   const frusta = check("Photo frusta", false, (on) => { app.setFrusta(on); });
   app.frustaCheck = frusta.input;
+  const ups = { "as the scene says": null, "+x": [1, 0, 0], "−x": [-1, 0, 0], "+y": [0, 1, 0], "−y": [0, -1, 0], "+z": [0, 0, 1], "−z": [0, 0, -1] };
+  const up = el("select", { "aria-label": "Up", onchange: () => { app.camera.setUp(ups[up.value] ?? app.scene.up); app.home(); } },
+    ...Object.keys(ups).map((name) => el("option", {}, name)));
   const facts = el("dl", {}), camera = el("dl", {});
 
   function build() {
@@ -58,11 +61,12 @@ export function viewPanel(app) {
     section("Drawn by", el("div", { className: "grid2" }, drawnBy.server, drawnBy.browser), drawnHint),
     section("Colours", gain, el("div", { className: "row" }, el("label", { className: "name" }, "Depth range"), near, far)),
     section("Over the picture", el("div", { className: "grid2" }, boxes, frusta)),
-    section("Camera", fov, side, camera, el("div", { className: "grid2", style: { marginTop: "6px" } },
+    section("Camera", fov, side, el("div", { className: "row" }, el("label", { className: "name" }, "Up"), el("span", { className: "stretch" }, up)), camera, el("div", { className: "grid2", style: { marginTop: "6px" } },
       el("button", { onclick: () => app.home() }, "Whole scene"), el("button", { onclick: () => app.copyPose() }, "Copy pose"))),
     section("Scene", facts),
   );
   compare.style.width = "100%";
+  up.style.width = "100%";
   presets.style.marginTop = "4px";
   return {
     node: panel, scene: build, drawnBy: showDrawnBy,
