@@ -48,10 +48,10 @@ def network_of(config: TextUNetConfig) -> TinyNetwork:
     return TinyNetwork(settled(unet), Vocabulary(tuple(WORDS), config.length))
 
 
-def prior_of(network: TinyNetwork, precision: str, rows: int, threads: int) -> NoisePrior:
+def prior_of(network: TinyNetwork, precision: str, parts: int, threads: int) -> NoisePrior:
     if precision == "bfloat16":
         network.unet.halve()
-    return InParts(network.prior(), rows, threads)
+    return InParts(network.prior(), 64, threads, parts)
 
 
 def matrix_peak(precision: torch.dtype, threads: int, size: int = 2048, seconds: float = 2.0) -> float:
@@ -86,19 +86,20 @@ def measured(method: TextTo3D, steps: int) -> dict[str, float]:
     chosen = [WARM_UP + (total - WARM_UP) * k // steps for k in range(steps)]
     evaluations, clock = training.evaluations, StageClock()
     clock.take()
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     with clocked(clock):
         for step in chosen:
             training.step(step)
-    spent = time.perf_counter() - started
+    spent, busy = time.perf_counter() - started, time.process_time() - busy
     stages, _ = clock.take()
-    found = {"steps_per_second": steps / spent, "evaluations_per_step": (training.evaluations - evaluations) / steps}
+    found = {"steps_per_second": steps / spent, "evaluations_per_step": (training.evaluations - evaluations) / steps,
+             "cpu_ms_per_step": 1000 * busy / steps}  # fmt: skip
     return found | {f"{name}_ms": 1000 * seconds / steps for name, seconds in sorted(stages.items())}
 
 
 def setting(name: str, network: TinyNetwork, precision: str, options: argparse.Namespace) -> dict[str, object]:
     threads = cores_of(options.threads)
-    prior = prior_of(network, precision, options.rows, threads)
+    prior = prior_of(network, precision, options.parts, threads)
     flops = flops_of_evaluation(prior)
     method_entry = find_text_method("dreamer-xl")
     config = replace(method_entry.default(), threads=options.threads, visits=1)
@@ -110,7 +111,7 @@ def setting(name: str, network: TinyNetwork, precision: str, options: argparse.N
     figures |= {
         "network": name, "parameters": sum(p.numel() for p in network.unet.parameters()), "precision": precision,
         "gflop_per_evaluation": flops / 1e9, "prior_gflops": rate / 1e9, "matrix_peak_gflops": peak / 1e9,
-        "share_of_peak": rate / peak, "threads": threads, "rows": options.rows, "image_size": config.image_size,
+        "share_of_peak": rate / peak, "threads": threads, "parts": options.parts, "image_size": config.image_size,
         "views": config.views, "gaussians": config.growth_limit, "steps": options.steps,
     }  # fmt: skip
     return figures
@@ -120,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=6, help="pictures in a part of the prior's batch")
+    parser.add_argument("--parts", type=int, default=2, help="parts of the prior's batch")
     parser.add_argument("--prior-path", type=Path)
     parser.add_argument("--only", default="", help="settings whose name holds this")
     parser.add_argument("--table", action="store_true")
@@ -138,12 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 results[label] = setting(name, network, precision, options)
                 write_json(RESULTS, results)
                 print(label, {k: round(v, 3) for k, v in results[label].items() if isinstance(v, float)}, flush=True)
-    print("| network | precision | steps/s | evaluations/step | prior ms | other ms | GFLOP/s | share of matrix peak |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| network | precision | steps/s | CPU ms/step | evaluations/step | prior ms | other ms | GFLOP/s | of peak |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     for each in results.values():
         whole = 1000 / each["steps_per_second"]
         print(
             f"| {each['network']} | {each['precision']} | {each['steps_per_second']:.1f} | "
+            f"{each['cpu_ms_per_step']:.0f} | "
             f"{each['evaluations_per_step']:.1f} | {each['prior_ms']:.0f} | {whole - each['prior_ms']:.0f} | "
             f"{each['prior_gflops']:.0f} | {100 * each['share_of_peak']:.1f} % of {each['matrix_peak_gflops']:.0f} |"
         )

@@ -1,6 +1,6 @@
-"""A prior whose batches are cut into parts of fixed size, each part one thread's work.
+"""A prior whose batches are cut into parts, each part one thread's work.
 
-Small networks gain nothing from several threads inside one layer; whole parts side by side do. How a batch is cut
+Small networks gain little from several threads inside one layer; whole parts side by side do. How a batch is cut
 depends on its size only, and a part is always computed on one thread, so the same bits come out of any number of them.
 """
 
@@ -21,13 +21,14 @@ from scene_distill.priors.schedules import NoiseSchedule
 class InParts:
     """A `prior.NoisePrior` that asks ``prior`` for at most ``rows`` pictures at a time, on ``threads`` threads.
 
-    A batch of B pictures is cut into ceil(B / rows) parts of nearly equal size.
+    A batch of B pictures is cut into at least ``parts`` parts of nearly equal size, more where ``rows`` asks for it,
+    never into more than there are pictures.
     """
 
-    def __init__(self, prior: NoisePrior, rows: int, threads: int = 1) -> None:
-        if rows < 1 or threads < 1:
-            raise UserError(f"a prior in parts needs at least 1 row and 1 thread, got {rows} and {threads}")
-        self.prior, self.rows = prior, rows
+    def __init__(self, prior: NoisePrior, rows: int, threads: int = 1, parts: int = 1) -> None:
+        if min(rows, threads, parts) < 1:
+            raise UserError(f"a prior in parts needs at least 1 row, thread and part, got {rows}, {threads}, {parts}")
+        self.prior, self.rows, self.parts = prior, rows, parts
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     @property
@@ -46,7 +47,7 @@ class InParts:
 
     def eps(self, z: Tensor, level: Tensor, condition: Condition) -> Tensor:
         """The predicted noise, from all parts."""
-        count = -(-len(z) // self.rows)
+        count = min(max(-(-len(z) // self.rows), self.parts), len(z))
         if count <= 1:
             return self.prior.eps(z, level, condition)
         cuts = [len(z) * k // count for k in range(count + 1)]

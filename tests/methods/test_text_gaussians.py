@@ -49,7 +49,6 @@ def test_starts_fill_their_radius(kind: str, count: int, seed: int) -> None:
 
 
 def test_shap_e_says_what_is_missing(tmp_path: Path) -> None:
-    pytest.importorskip("diffusers")
     with pytest.raises(UserError, match="no Shap-E pipeline"):
         shap_e_points(tmp_path, "a red mug", 10, 0.5, generator())
     with pytest.raises(UserError, match="belong together"):

@@ -181,6 +181,7 @@ def test_a_prior_in_parts_answers_the_same_on_any_number_of_threads() -> None:
     one, three = (InParts(prior, 4, threads).eps(z, level, condition) for threads in (1, 3))
     assert torch.equal(one, three)
     assert torch.allclose(one, prior.eps(z, level, condition), atol=1e-5)
+    assert torch.equal(InParts(prior, 11, 2, parts=3).eps(z, level, condition), one)
     with pytest.raises(UserError, match="at least 1 row"):
         InParts(prior, 0)
 

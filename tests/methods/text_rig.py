@@ -1,5 +1,6 @@
 """Small captioned renders as a prior, and configs that train in a second."""
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ SIZE = 16
 PROMPTS = ("a red mug", "a blue house")
 
 
+@functools.cache
 def captioned_renders() -> tuple[torch.Tensor, list[str]]:
     """Two toys from 24 sides each, [48, 3, 16, 16], and their captions."""
     toys = (Toy("red", "mug"), Toy("blue", "house"))

@@ -52,14 +52,14 @@ def shap_e_points(folder: Path, prompt: str, count: int, radius: float, generato
     it; where an object's front is, the prior decides. Raises UserError when diffusers or the model is missing, or
     nothing was made.
     """
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"there is no Shap-E pipeline in {folder}; name a folder that save_pretrained has written")
     try:
         from diffusers import ShapEPipeline
     except ImportError as error:
         raise UserError(
             "--start shap-e needs diffusers; install it with pip install 'scene-distill[diffusion]'"
         ) from error
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"there is no Shap-E pipeline in {folder}; name a folder that save_pretrained has written")
     try:
         pipeline: Any = ShapEPipeline.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:

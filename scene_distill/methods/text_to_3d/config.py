@@ -36,8 +36,10 @@ class TextTo3DConfig:
     (default: rendered now, of each prompt); sd, sdxl: a folder of diffusers or the name of a model in the cache."""
     prior_precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Numbers of the prior's network. auto: bfloat16 where the CPU has matrix units for it, float16 on a GPU."""
-    prior_batch: int = 8
-    """Pictures that pass the prior's network together; on a CPU every such part is one core's work."""
+    prior_batch: int = 16
+    """Most pictures that pass the prior's network together."""
+    prior_parts: int = 2
+    """Parts that pictures are cut into for the cores of a CPU. Results depend on it by rounding, not on the cores."""
     negative: str = ""
     """Negative prompt: the reference of guidance. Empty: the empty prompt."""
 
@@ -92,7 +94,7 @@ class TextTo3DConfig:
 
     def __post_init__(self) -> None:
         """Raise UserError for numbers that no run can have."""
-        for name in ("iterations", "views", "image_size", "lanes", "visits", "prior_batch", "workers"):
+        for name in ("iterations", "views", "image_size", "lanes", "visits", "prior_batch", "prior_parts", "workers"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         for name in ("distance", "elevation", "field_of_view"):

@@ -43,9 +43,9 @@ def open_prior(config: TextTo3DConfig, device: torch.device, threads: int = 1) -
                 "this installation has no weights of the tiny prior; train one with 'scene-distill prior train' and "
                 "name its folder with --prior-path, or take another --prior"
             )
-        return InParts(load_tiny(config.prior_path, device, precision), config.prior_batch, _threads(device, threads))
+        return _in_parts(load_tiny(config.prior_path, device, precision), config, device, threads)
     if config.prior == "mixture":
-        return InParts(_mixture(config), config.prior_batch, _threads(device, threads))
+        return _in_parts(_mixture(config), config, device, threads)
     if config.prior_path is None:
         raise UserError(f"--prior {config.prior} needs --prior-path: a folder written by diffusers' save_pretrained")
     options = LatentOptions(str(device), None if config.prior_precision == "auto" else precision,
@@ -72,8 +72,11 @@ def cores_of(threads: int) -> int:
     return threads or len(os.sched_getaffinity(0))
 
 
-def _threads(device: torch.device, threads: int) -> int:
-    return max(threads, 1) if device.type == "cpu" else 1
+def _in_parts(prior: NoisePrior, config: TextTo3DConfig, device: torch.device, threads: int) -> InParts:
+    """Cut for the cores of a CPU; on a GPU only as its memory asks."""
+    if device.type != "cpu":
+        return InParts(prior, config.prior_batch)
+    return InParts(prior, config.prior_batch, max(threads, 1), config.prior_parts)
 
 
 def _mixture(config: TextTo3DConfig) -> RenderMixture:
