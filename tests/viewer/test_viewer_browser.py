@@ -206,9 +206,9 @@ def test_two_browsers_and_hostile_messages_from_one_of_them(chromium, viewer):
         one.settle()
         other.settle()
         assert np.abs(other.picture() - one.picture()).mean() > 0.05
+        one.do("window.closings = 0; viewer.connection.on('closed', () => { ++closings; })")
         one.do("viewer.connection.socket.send('x'.repeat(2000000))")
-        one.until("!viewer.connection.open")
-        one.until("viewer.connection.open")
+        one.until("closings > 0 && viewer.connection.open")
         one.do("viewer.left = 'rgb'; viewer.changed()")
         one.settle()
         assert np.abs(one.picture() - same).mean() < 0.002
