@@ -6,7 +6,7 @@ memory and in bounded time.
 Case n of a reader is always the same file (`fuzz_cases.py`): what our writers wrote, cut, flipped, spliced or given
 hostile numbers, in the file itself or beneath its compression (gzip, zip, base64, JSON). A worker process, whose
 address space is limited, tries cases for half a minute; its figures go to benchmarks/results/fuzz_readers.json, and a
-campaign that was stopped goes on with the next case. Minutes are processor time of the workers, which make the files
+campaign that was stopped goes on with the next case, after those that failed were tried again. Minutes are processor time of the workers, which make the files
 and read them, without what it takes to start; other work on the machine does not count. --minutes is the total for each
 reader, all campaigns together.
 """
@@ -100,11 +100,28 @@ def main() -> None:
         sys.exit(any(report["failures"] for report in reports.values()))
     campaign = Campaign(options.results / "fuzz_readers.json")
     for reader in options.readers:
+        if any(number.isdigit() for number in campaign.results.get(reader, {}).get("failures", {})):
+            campaign.keep(reader, tried_again(reader, campaign.results[reader]))
         while (report := campaign.results.get(reader, {})).get("minutes", 0.0) < options.minutes:
             report = merged(report, fresh(reader, report.get("next", 0)))
             campaign.keep(reader, report)
             print(told(reader, report), flush=True)
     sys.exit(any(report["failures"] for report in campaign.results.values()))
+
+
+def tried_again(reader: str, report: dict[str, Any]) -> dict[str, Any]:
+    """The report after the cases that failed were tried again: what was mended since counts as read or refused."""
+    report, failures = dict(report), {}
+    with tempfile.TemporaryDirectory() as root:
+        for number, before in report["failures"].items():
+            folder = Path(root) / number
+            folder.mkdir()
+            outcome = tried(reader, int(number), folder) if number.isdigit() else before
+            if outcome in ("read", "refused"):
+                report[outcome] += 1
+            else:
+                failures[number] = outcome[:300].replace(root, "")
+    return report | {"failures": failures}
 
 
 def fresh(reader: str, first: int) -> dict[str, Any]:

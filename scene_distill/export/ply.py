@@ -19,7 +19,7 @@ import torch
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
 from scene_distill.export import assembly
-from scene_distill.export.assembly import empty_splats, require_drawable, require_splats
+from scene_distill.export.assembly import empty_splats, require_count, require_drawable, require_splats
 from scene_distill.export.metadata import SplatMetadata, metadata_from_comments
 from scene_distill.export.ply_header import PlyElement, PlyHeader, read_ply_header
 from scene_distill.representations.splats import Splats
@@ -86,6 +86,7 @@ def read_ply(path: Path) -> tuple[Splats, SplatMetadata]:
             vertex = _vertex_element(header, path)
             names, bases = _splat_properties(vertex, path)
             _check_size(file, header, vertex, path)
+            require_count(vertex.count, path)
             rows = _ascii_rows if header.is_ascii else _binary_rows
             splats = empty_splats(vertex.count, bases)
             start = 0

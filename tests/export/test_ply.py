@@ -137,6 +137,7 @@ def test_cut_or_flipped_files_are_refused_or_read_but_never_crash(tmp_path_facto
         (b"element vertex 10\n", b"element vertex 11\n", "cut off"),
         (b"element vertex 10\n", b"element vertex 99999999999999\n", "cut off"),
         (b"element vertex 10\n", b"element vertex -1\n", "damaged PLY header"),
+        (b"element vertex 10\n", b"element vertex 0\n", "promises 0 splats"),
         (b"element vertex 10\n", b"element vortex 10\n", "no 'vertex'"),
         (b"property float x\n", b"property float y\n", "declared twice"),
         (b"property float x\n", b"property list uchar int x\n", "list"),
