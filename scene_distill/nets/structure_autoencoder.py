@@ -25,7 +25,7 @@ class StructureConfig:
     dimensions: int = 64
     packed: int = 8
     hidden: int = 160
-    cell_hidden: int = 96
+    cell_hidden: int = 64
 
     @property
     def cells(self) -> int:

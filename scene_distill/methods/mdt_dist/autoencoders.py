@@ -38,7 +38,7 @@ from scene_distill.renderers.splat import render
 from scene_distill.training.sharded_learning import Outcome
 
 STRUCTURE_KL, SURFACE_KL = 2e-3, 1e-3
-SAMPLES = 320
+SAMPLES = 128
 """Shell voxels of an object that a step looks at."""
 
 ONE_BIN = TimeBins(1)

@@ -50,7 +50,7 @@ class MDTConfig:
     """Updates of the structure autoencoder."""
     surface_steps: int = 4000
     """Updates of the surface autoencoder and its mesh decoder."""
-    gaussian_steps: int = 1200
+    gaussian_steps: int = 2500
     """Updates of the Gaussian decoder, from pictures."""
     teacher_steps: int = 12000
     """Updates of every flow."""
