@@ -52,8 +52,8 @@ def launched(*flags: str) -> Iterator:
 class Page:
     """A page at a viewer, with everything that it complained about."""
 
-    def __init__(self, chromium, viewer: Running) -> None:
-        self.context = chromium.new_context(viewport={"width": SIZE[0], "height": SIZE[1]}, accept_downloads=True)
+    def __init__(self, chromium, viewer: Running, size: tuple[int, int] = SIZE) -> None:
+        self.context = chromium.new_context(viewport={"width": size[0], "height": size[1]}, accept_downloads=True)
         self.context.set_default_timeout(120_000)
         self.page = self.context.new_page()
         self.complaints: list[str] = []
@@ -94,7 +94,7 @@ class Page:
 
     def picture(self) -> np.ndarray:
         """The viewport without what lies over it."""
-        return self.screenshot()[150:700, 60:880].astype(float) / 255
+        return self.screenshot()[150:-100, 60:-400].astype(float) / 255
 
 
 def compare(shot: np.ndarray, name: str) -> None:
