@@ -68,7 +68,8 @@ class ShapeSizes:
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """Latents as flows see them: (z - mean) / spread, per dimension."""
+    """Latents as flows see them: (z - mean) / spread. ``mean`` [D]; ``spread`` [1], one for all dimensions, so that
+    those in which the encoder says nothing stay small."""
 
     mean: Tensor
     spread: Tensor
@@ -148,8 +149,9 @@ class ShapeModel:
         network.requires_grad_(False).eval()
 
     def whiten(self, flow: str, latents: Tensor) -> None:
-        """Take mean and spread [D] from training latents [N, D]."""
-        self.whitening[flow] = Whitening(latents.mean(0), latents.std(0).clamp_min(1e-3))
+        """Take mean and spread (root-mean-square over dimensions) from training latents [N, D]."""
+        spread = latents.var(0).mean().sqrt().clamp_min(1e-3)
+        self.whitening[flow] = Whitening(latents.mean(0), spread[None])
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name."""
