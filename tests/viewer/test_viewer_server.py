@@ -146,7 +146,8 @@ def test_what_does_not_train_cannot_be_steered(viewer):
 @pytest.mark.parametrize("target", [
     "/client/../server.py", "/client/%2e%2e/server.py", "/client//etc/passwd", "/../../etc/passwd", "/etc/passwd",
     "/client/..%2fserver.py", "/photo/../config.yaml", "/photo/-1", "/photo/999", "/photo/1e3?w=9", "/photo/0?w=x",
-    "/film/0", "/film/..", "/splats/1", "/splats/0", "/splats/..", "/splats/", "/config.yaml", "/client/", "/photo/٣", "/client/main.js%00.css",
+    "/film/0", "/film/..", "/splats/1",
+    "/splats/0", "/splats/..", "/splats/", "/config.yaml", "/client/", "/photo/٣", "/client/main.js%00.css",
 ])  # fmt: skip
 def test_paths_outside_are_refused(viewer, target):
     status, body, _ = page(viewer, urllib.request.quote(target, safe="/%?=&.-"))
