@@ -88,7 +88,7 @@ def run(campaign: Campaign, data: Path, name: str, seed: int, options: argparse.
     key = f"{data.name}/{options.image_width}px/{options.steps}/{options.blocks}/{name}/{seed}"
     arguments = ["momentum-gs", "--data", str(data), "--blocks", str(blocks), "--seed", str(seed)]
     arguments += ["--iterations", str(options.steps // blocks), "--image-width", str(options.image_width)]
-    arguments += ["--max-memory", "6GB"]  # blocks between visits stay in RAM
+    arguments += ["--visits", "20" if options.headline else "10", "--max-memory", "6GB"]  # blocks stay in RAM
     arguments += [] if name == "one block" else flags
     campaign.run(key, arguments, ROOT / "outputs" / "ablation" / key.replace(" ", "-"))
     (ROOT / "docs" / "ablation.md").write_text(tables(campaign.results))
