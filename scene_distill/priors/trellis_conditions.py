@@ -130,7 +130,7 @@ def conditioner_folder(name: str, folder: Path, models_root: Path | None, given:
             return place
     raise UserError(
         f"the model that reads the condition ({name}) is not there: no config.json in "
-        f"{', '.join(str(place) for place in places)}; save it there with transformers' save_pretrained or name its folder"
+        f"{', '.join(str(place) for place in places)}; save it there by save_pretrained or name its folder"
     )
 
 

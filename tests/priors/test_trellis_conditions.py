@@ -77,14 +77,14 @@ def test_texts_are_clips_last_layer_and_the_empty_text_is_their_opposite(tmp_pat
     assert tokens.shape == (2, 16, 16) and torch.equal(conditioner.opposite(), conditioner([""]))
     with pytest.raises(UserError, match="tokens"):
         conditioner(["a red car " * 20])
-    with pytest.raises(UserError, match="clip.*not DINOv2"):
+    with pytest.raises(UserError, match=r"clip.*not DINOv2"):
         load_image_conditioner(tmp_path / "clip")
 
 
 def test_a_conditioner_is_looked_for_in_known_places(tmp_path):
     models = tmp_path / "TRELLIS"
     models.mkdir()
-    with pytest.raises(UserError, match="dinov2_vitl14_reg.*dinov2-with-registers-large.*save_pretrained"):
+    with pytest.raises(UserError, match=r"dinov2_vitl14_reg.*dinov2-with-registers-large.*save_pretrained"):
         conditioner_folder("dinov2_vitl14_reg", models, None, None)
     there = tmp_path / "dinov2-with-registers-large"
     there.mkdir()
