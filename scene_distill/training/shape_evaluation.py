@@ -1,8 +1,8 @@
 """How good sampled shapes are: distances between sets, and agreement of pairs.
 
 Frechet     distance of two sets in a named feature space (`prior_evaluation.feature_distance`). 'structure' and
-            'surface': latents as flows see them; 'voxels': occupancy averaged over cells of 4^3. Its floor is the distance of
-            training from test objects, sets of the same sizes.
+            'surface': latents as flows see them; 'voxels': occupancy averaged over cells of 4^3. Its floor is the
+            distance of training from test objects, sets of the same sizes.
 agreement   of samples from the same noise: intersection over union of occupancy, and Chamfer distance of shells,
             (mean a->b + mean b->a) / 2 of distances that are not squared, in edges of the cube.
 coverage    share of reference objects that are the nearest of at least one sample; matching distance (MMD): mean over
