@@ -6,9 +6,9 @@ memory and in bounded time.
 Case n of a reader is always the same file (`fuzz_cases.py`): what our writers wrote, cut, flipped, spliced or given
 hostile numbers, in the file itself or beneath its compression (gzip, zip, base64, JSON). A worker process, whose
 address space is limited, tries cases for half a minute; its figures go to benchmarks/results/fuzz_readers.json, and a
-campaign that was stopped goes on with the next case, after those that failed were tried again. Minutes are processor time of the workers, which make the files
-and read them, without what it takes to start; other work on the machine does not count. --minutes is the total for each
-reader, all campaigns together.
+campaign that was stopped goes on with the next case, after those that failed were tried again. Minutes are processor
+time of the workers, which make the files and read them, without what it takes to start; other work on the machine does
+not count. --minutes is the total for each reader, all campaigns together.
 """
 
 from __future__ import annotations

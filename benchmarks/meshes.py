@@ -5,24 +5,26 @@
 Makes the demo's city and trains plain splats on it (both kept in outputs/meshes), then reconstructs it in several ways.
 The truth is the city's own triangles: completeness and recall count the points inside the city's limits that at least
 two cameras see (found by casting rays), accuracy and precision all of a mesh inside the limits. The row "exact depth"
-fuses the city's ray-cast depth: what the voxels alone cost. Finished cases are kept and not run again.
+fuses the city's ray-cast depth: what the voxels alone cost. The rows "export" are what `scene-distill export` makes of
+the run with its defaults (thinned to the face budget, textured): with automatic voxels, and with the finest that these
+choose from. Every case is a process of its own; finished ones are kept and not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from scene_distill.cli.export_geometry import GeometrySource, Photos, open_source
+from scene_distill.cli.export_geometry import GeometrySource, MeshOptions, Photos, open_source, surface_settings
 from scene_distill.core.cameras import Camera
 from scene_distill.core.files import read_json, write_json
 from scene_distill.data.city_layout import City, build_city
@@ -32,11 +34,10 @@ from scene_distill.export.depth_views import DepthSettings, DepthView, RenderedV
 from scene_distill.export.mesh_cleaning import CleaningSettings, clean
 from scene_distill.export.mesh_files import write_mesh
 from scene_distill.export.mesh_quality import KnownSurface, Region, geometry_error, topology
-from scene_distill.export.mesh_texture import TextureSettings, textured
 from scene_distill.export.metadata import SplatMetadata
 from scene_distill.export.open3d_library import load_open3d, ray_scene
 from scene_distill.export.pictures import Panel, write_sheet
-from scene_distill.export.surface import SurfaceSettings, raw_surface
+from scene_distill.export.surface import SurfaceSettings, raw_surface, resolution, surface_of
 from scene_distill.representations.meshes import TriangleMesh
 
 RECIPE = "city_demo"
@@ -55,6 +56,8 @@ CASES: dict[str, dict[str, object]] = {
     "poisson": {"method": "poisson"},
     "poisson, closed": {"method": "poisson", "trim_voxels": None},
     "density": {"method": "density"},
+    "export": {"exported": "automatic"},
+    "export, finest voxels": {"exported": "finest"},
 }
 
 
@@ -144,15 +147,30 @@ def figures(mesh: TriangleMesh, known: KnownSurface, inside: Region) -> dict[str
                   "nonmanifold_edges": shape.nonmanifold_edges, "watertight": shape.watertight}  # fmt: skip
 
 
-def run_case(name: str, source: GeometrySource, root: Path, voxel_m: float, say: Callable[[str], None]) -> TriangleMesh:
-    """The raw surface of a case with its crumbs removed, in the world frame."""
+def raw_mesh(name: str, source: GeometrySource, root: Path, voxel_m: float) -> TriangleMesh:
+    """The raw surface of a case with its crumbs removed, in the frame of the source."""
     asked = dict(CASES[name])
     exact = bool(asked.pop("exact", False))
     settings = replace(SurfaceSettings(voxel_m=voxel_m, depth_max_m=150.0), **asked)  # type: ignore[arg-type]
-    views = ExactViews(source, root) if exact else RenderedViews(source.surface.gaussians, source.surface.cameras, settings.depth)  # fmt: skip  # noqa: E501
-    say(name)
-    mesh = raw_surface(source.surface, views, settings)
-    return clean(mesh, source.surface.cameras, CleaningSettings()).moved(source.origin)
+    surface = source.surface
+    views = ExactViews(source, root) if exact else RenderedViews(surface.gaussians, surface.cameras, settings.depth)
+    return clean(raw_surface(surface, views, settings), surface.cameras, CleaningSettings())
+
+
+def exported(kind: str, source: GeometrySource) -> TriangleMesh:
+    """What the export makes with its defaults, the seconds of its stages printed."""
+    settings, surface = surface_settings("tsdf", MeshOptions()), source.surface
+    if kind == "finest":
+        views = RenderedViews(surface.gaussians, surface.cameras, settings.depth)
+        finest = replace(settings, cleaning=replace(settings.cleaning, max_faces=None))
+        settings = replace(settings, voxel_m=resolution(views, finest)[0])
+    began: dict[str, float] = {}
+    mesh = surface_of(surface, settings, Photos(source), lambda stage, *_: began.setdefault(stage, time.process_time()))
+    ends = [*list(began.values())[1:], time.process_time()]
+    print(
+        "CPU seconds:", {stage: round(e - b, 1) for (stage, b), e in zip(began.items(), ends, strict=True)}, flush=True
+    )
+    return mesh
 
 
 def main() -> None:
@@ -162,9 +180,14 @@ def main() -> None:
     parser.add_argument("--faces", type=int, default=100_000)
     parser.add_argument("--iterations", type=int, default=3000)
     parser.add_argument("--only", nargs="*", default=None)
+    parser.add_argument("--case", help="run this one here and print its rows (for internal use)")
     options = parser.parse_args()
     source, recipe, root = prepared(options.iterations, options.every)
-    known, inside = truth_of(recipe, source)
+    if options.case is not None:
+        rows = rows_of(options.case, source, root, *truth_of(recipe, source), options)
+        print(json.dumps(rows))
+        return
+    truth_of(recipe, source)
     results = read_json(RESULTS) if RESULTS.is_file() else {}
     key = {"recipe": RECIPE, "voxel_m": options.voxel, "views": len(source.frames), "iterations": options.iterations,
            "samples": SAMPLES, "faces": options.faces}  # fmt: skip
@@ -173,39 +196,51 @@ def main() -> None:
     for name in options.only or CASES:
         if name in results["cases"]:
             continue
-        start, cpu = time.perf_counter(), time.process_time()
-        mesh = run_case(name, source, root, options.voxel, print)
-        spent = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
-        row = figures(mesh, known, inside) | spent
-        row["peak_gb_so_far"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
-        results["cases"][name] = row
+        command = [sys.executable, __file__, "--case", name]
+        for flag in ("voxel", "every", "faces", "iterations"):
+            command += [f"--{flag}", str(getattr(options, flag))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        *told, found = done.stdout.strip().splitlines()
+        results["cases"] |= json.loads(found)
         write_json(RESULTS, results)
-        print(name, row)
-        if name == "tsdf":
-            results["cases"] |= finished(mesh, source, known, inside, options.faces)
-            write_json(RESULTS, results)
+        print("\n".join(told), name, found, flush=True)
 
 
-def finished(
-    mesh: TriangleMesh, source: GeometrySource, known: KnownSurface, inside: Region, faces: int
+def rows_of(
+    name: str, source: GeometrySource, root: Path, known: KnownSurface, inside: Region, options: argparse.Namespace
 ) -> dict[str, object]:
-    """What decimation costs, and the textured file of the mesh with its picture beside the photo."""
-    rows: dict[str, object] = {}
-    small = clean(mesh.moved(-source.origin), source.surface.cameras, CleaningSettings(max_faces=faces))
-    rows[f"tsdf, {faces:,} faces"] = figures(small.moved(source.origin), known, inside)
-    start = time.process_time()
-    painted = textured(small, Photos(source), TextureSettings(2048))
-    spent = round(time.process_time() - start, 1)
-    write_mesh(painted.moved(source.origin), FOLDER / "city.glb", SplatMetadata.of_scene(source.scene))
-    size = (FOLDER / "city.glb").stat().st_size
-    rows["texture"] = {"texels": 2048, "cpu_seconds": spent, "glb_mb": round(size / 1e6, 1)}
-    camera, photo = Photos(source)[len(source.frames) // 2]
-    row = [
-        Panel("photo", torch.from_numpy(photo)),
-        Panel(f"mesh of {len(small)} faces", torch.from_numpy(picture(painted, camera))),
-    ]
-    write_sheet([row], FOLDER / "city.png", panel_width=camera.width)
+    """The rows of one case, made in this process: errors, topology, time, and the peak of its memory."""
+    start, cpu = time.perf_counter(), time.process_time()
+    kind = CASES[name].get("exported")
+    mesh = raw_mesh(name, source, root, options.voxel) if kind is None else exported(str(kind), source)
+    spent = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    spent["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+    rows: dict[str, object] = {name: figures(mesh.moved(source.origin), known, inside) | spent}
+    if name == "tsdf":
+        start, cpu = time.perf_counter(), time.process_time()
+        small = clean(mesh, source.surface.cameras, CleaningSettings(max_faces=options.faces))
+        more = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+        rows[f"tsdf, {options.faces:,} faces"] = figures(small.moved(source.origin), known, inside) | more
+    if name == "export":
+        rows["texture"] = look(mesh, source)
     return rows
+
+
+def look(mesh: TriangleMesh, source: GeometrySource) -> dict[str, object]:
+    """The textured file of a mesh, pictures of it beside photos, and how near they are."""
+    write_mesh(mesh.moved(source.origin), FOLDER / "city.glb", SplatMetadata.of_scene(source.scene))
+    rows, errors = [], []
+    for place in (0.2, 0.5, 0.8):
+        camera, photo = Photos(source)[int(place * len(source.frames))]
+        shown = picture(mesh, camera)
+        covered = shown.any(axis=-1)
+        errors.append(float(((shown - photo)[covered] ** 2).mean()))
+        panels = (("photo", photo), (f"mesh of {len(mesh):,} faces", shown))
+        rows.append([Panel(text, torch.from_numpy(image)) for text, image in panels])
+    write_sheet(rows, FOLDER / "city.png", panel_width=camera.width)
+    size = (FOLDER / "city.glb").stat().st_size
+    return {"texels": mesh.texture.shape[0], "glb_mb": round(size / 1e6, 1),
+            "psnr_to_photos": [round(-10 * np.log10(error), 2) for error in errors]}  # fmt: skip
 
 
 def picture(mesh: TriangleMesh, camera: Camera) -> np.ndarray:

@@ -37,10 +37,11 @@ PIXELS_PER_VOXEL = 1.5
 """Least edge of an automatic voxel in pixels at the median depth: finer ones hold noise."""
 
 FACES_PER_CELL = 32.0
-"""Faces of a surface in one of `surface_cells`' cells: two for each of the 4 x 4 voxels that it crosses."""
+"""Faces of a surface in a cell of `surface_cells`: two for each of the 4 x 4 voxels that it crosses. Where depth is
+noisy cells are more than surfaces, and faces fewer."""
 
 RAW_FACES_PER_FACE = 6.0
-"""Faces of the raw surface for each that the face budget keeps, at least about: automatic voxels grow up to that. More
+"""Most faces of the raw surface, about, for each that the face budget keeps: automatic voxels grow up to that. More
 would be fused, welded and thinned out again for nothing that could be measured (docs/meshes.md)."""
 
 DEPTHS_USED = 3.0
