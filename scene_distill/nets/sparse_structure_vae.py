@@ -52,7 +52,7 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, outputs, X/2, Y/2, Z/2]."""
-        return self.conv(x.to(self.conv.weight.dtype))
+        return self.conv(x.to(self.conv.weight.dtype)).to(x.dtype)
 
 
 class Up(nn.Module):
@@ -64,7 +64,7 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, outputs, 2X, 2Y, 2Z]."""
-        return pixel_shuffle(self.conv(x.to(self.conv.weight.dtype)))
+        return pixel_shuffle(self.conv(x.to(self.conv.weight.dtype))).to(x.dtype)
 
 
 def pixel_shuffle(x: Tensor) -> Tensor:

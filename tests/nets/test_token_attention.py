@@ -117,3 +117,42 @@ def test_the_stream_stays_float32_when_matrices_are_half_precision():
     full = block(x, groups)
     half = block.bfloat16()(x, groups)
     assert half.dtype == torch.float32 and torch.allclose(half, full, atol=0.05)
+
+
+def test_cross_attention_has_keys_before_values_and_heads_side_by_side():
+    torch.manual_seed(0)
+    attention = Attention(8, 2, context=5)
+    x, context = torch.randn(3, 8), torch.randn(1, 6, 5)
+    keys, values = attention.to_kv(context[0]).chunk(2, 1)
+    q = attention.to_q(x)
+    parts = []
+    for head in (slice(0, 4), slice(4, 8)):
+        parts.append((q[:, head] @ keys[:, head].T / 2).softmax(1) @ values[:, head])
+    expected = attention.to_out(torch.cat(parts, 1))
+    assert torch.allclose(attention(x, dense_groups(1, 3, x.device), context), expected, atol=1e-6)
+
+
+def test_a_modulated_block_is_the_published_formula():
+    torch.manual_seed(0)
+    block = ModulatedBlock(12, 2, 5, 2.0)
+    torch.nn.init.normal_(block.norm2.weight)
+    x, time, context, groups = (
+        torch.randn(4, 12),
+        torch.randn(1, 12),
+        torch.randn(1, 3, 5),
+        dense_groups(1, 4, torch.device("cpu")),
+    )
+    linear = block.adaLN_modulation[1]
+    made = (torch.nn.functional.silu(time) @ linear.weight.T + linear.bias)[0]
+    shift1, scale1, gate1, shift2, scale2, gate2 = made.reshape(6, 12)
+
+    def norm(h):
+        return (h - h.mean(1, keepdim=True)) / (h.var(1, unbiased=False, keepdim=True) + 1e-6).sqrt()
+
+    h = x + gate1 * block.self_attn(norm(x) * (1 + scale1) + shift1, groups)
+    h = h + block.cross_attn(norm(h) * block.norm2.weight + block.norm2.bias, groups, context)
+    first, _, last = block.mlp.mlp
+    inner = first(norm(h) * (1 + scale2) + shift2)
+    tanh = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+    expected = h + gate2 * last(tanh)
+    assert torch.allclose(block(x, time, context, groups), expected, atol=1e-5)

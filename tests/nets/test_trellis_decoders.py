@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scene_distill.core.errors import UserError
+from scene_distill.nets.sparse_resampling import family, pooled
 from scene_distill.nets.sparse_structure_flow import SparseStructureFlowModel, patches, unpatched
 from scene_distill.nets.sparse_structure_vae import (
     SparseStructureDecoder,
@@ -14,10 +15,11 @@ from scene_distill.nets.sparse_structure_vae import (
     pixel_shuffle,
 )
 from scene_distill.nets.sparse_tensor import SparseTensor, Voxels
-from scene_distill.nets.structured_latent_flow import SLatFlowModel
+from scene_distill.nets.structured_latent_flow import SLatFlowModel, TimedResidualBlock
 from scene_distill.nets.structured_latent_gaussians import SLatGaussianDecoder, radical_inverse, spread_offsets
 from scene_distill.nets.structured_latent_mesh import ItemGroupNorm, SLatMeshDecoder
 from scene_distill.nets.structured_latent_vae import SLatEncoder
+from scene_distill.nets.transformer_blocks import set_torso_type
 
 TRUNK = dict(model_channels=32, num_blocks=2, num_heads=2, mlp_ratio=2, window_size=4)
 
@@ -70,6 +72,21 @@ def test_the_structure_autoencoder_halves_twice_and_trains():
         SparseStructureEncoder(1, 4, 1, [4], norm_type="group")
 
 
+def test_half_precision_networks_keep_their_stream_in_float32():
+    torch.manual_seed(0)
+    decoder = SparseStructureDecoder(1, 4, 1, [8, 6, 4])
+    latent, seen = torch.randn(1, 4, 2, 2, 2), []
+    full = decoder(latent)
+    set_torso_type(decoder.torso(), torch.bfloat16)
+    for block in decoder.blocks:
+        block.register_forward_hook(lambda _, inputs, output: seen.append(output.dtype))
+    assert torch.allclose(decoder(latent), full, atol=0.05) and set(seen) == {torch.float32}
+    assert {decoder.blocks[0].conv1.weight.dtype, decoder.blocks[0].norm1.weight.dtype} == {
+        torch.bfloat16,
+        torch.float32,
+    }
+
+
 def test_occupied_voxels_are_positive_logits_and_empty_samples_are_named():
     logits = torch.full((2, 1, 2, 2, 2), -1.0)
     logits[0, 0, 1, 0, 1] = logits[1, 0, 0, 1, 1] = 0.5
@@ -116,6 +133,42 @@ def test_a_sparse_flow_treats_items_alone_as_together():
     own[:, 0] = 0
     alone = flow(SparseTensor(features[14:], Voxels(own)), t[1:], context[1:]).features
     assert torch.allclose(together, alone, atol=1e-4) and alone.abs().max() > 0.1
+
+
+def test_a_timed_residual_block_is_the_published_formula():
+    torch.manual_seed(2)
+    block = TimedResidualBlock(6, 5, 4, downsample=True)
+    for part in block.parameters():
+        torch.nn.init.normal_(part, std=0.3)
+    voxels = scattered((14,))
+    tree, time, features = family(voxels, 2), torch.randn(1, 5), torch.randn(14, 6)
+    x = pooled(SparseTensor(features, voxels), tree)
+    scale, shift = block.emb_layers(time)[0].chunk(2)  # scale first
+
+    def norm(h):
+        return torch.nn.functional.layer_norm(h, h.shape[1:], eps=1e-6)
+
+    h = block.conv1(x.with_features(torch.nn.functional.silu(norm(x.features) * block.norm1.weight + block.norm1.bias)))
+    h = block.conv2(x.with_features(torch.nn.functional.silu(norm(h.features) * (1 + scale) + shift)))
+    expected = h.features + x.features @ block.skip_connection.weight.T + block.skip_connection.bias
+    found = block(SparseTensor(features, voxels), time, tree)
+    assert torch.allclose(found.features, expected, atol=1e-5) and found.voxels is tree.parents
+
+
+def test_outputs_mirror_inputs_in_a_sparse_flow():
+    """The first output block sees the coarse transformer beside the last input block, the second the first."""
+    torch.manual_seed(3)
+    flow = SLatFlowModel(8, 3, 24, 5, 3, 1, num_heads=2, io_block_channels=[8])
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("input_blocks.0", "input_blocks.1"):
+        flow.get_submodule(name).register_forward_hook(lambda _, i, out, n=name: seen.update({n: out.features}))
+    for name in ("out_blocks.0", "out_blocks.1"):
+        flow.get_submodule(name).register_forward_hook(lambda _, i, out, n=name: seen.update({n: i[0].features}))
+    voxels = scattered()
+    flow(SparseTensor(torch.randn(20, 3), voxels), torch.tensor(0.5), torch.randn(1, 3, 5))
+    assert torch.equal(seen["out_blocks.0"][:, 24:], seen["input_blocks.1"])
+    assert torch.equal(seen["out_blocks.1"][:, 8:], seen["input_blocks.0"])
+    assert len(seen["out_blocks.0"]) == len(family(voxels, 2).parents) and len(seen["out_blocks.1"]) == 20
 
 
 def test_group_norm_is_over_all_voxels_of_an_item():

@@ -1,6 +1,7 @@
 """Pictures and texts as conditions: the crop, the tokens, and folders that hold something else."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from scene_distill.core.errors import UserError
 from scene_distill.priors.trellis_conditions import (
     IMAGE_MEAN,
     IMAGE_STD,
-    ImageConditioner,
     conditioner_folder,
     load_image_conditioner,
     load_text_conditioner,
@@ -100,4 +100,10 @@ def test_a_conditioner_is_looked_for_in_known_places(tmp_path):
     (there / "config.json").write_text(json.dumps({"model_type": "dinov2_with_registers"}))
     with pytest.raises(UserError, match="cannot be loaded"):
         load_image_conditioner(there)
-    assert ImageConditioner  # the name that the loaders return
+
+
+def test_without_transformers_it_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for load in (load_image_conditioner, load_text_conditioner):
+        with pytest.raises(UserError, match=r"pip install 'scene-distill\[diffusion\]'"):
+            load(tmp_path)

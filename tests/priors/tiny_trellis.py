@@ -102,7 +102,7 @@ def write_dino(folder: Path) -> Path:
     torch.manual_seed(0)
     config = Dinov2WithRegistersConfig(
         hidden_size=CONTEXT, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=518, patch_size=14,
-        num_register_tokens=4,
+        num_register_tokens=4, initializer_range=0.3,
     )  # fmt: skip
     Dinov2WithRegistersModel(config).save_pretrained(folder)
     return folder
