@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
@@ -33,6 +32,7 @@ from scene_distill.representations.radiance_field import (
     FieldShape,
     density_of,
     look_up,
+    raw_of_density,
 )
 
 
@@ -79,8 +79,12 @@ def transmittance_weights(optical: Tensor) -> tuple[Tensor, Tensor]:
 
 def voxel_bounds(raw: Tensor) -> tuple[Tensor, Tensor]:
     """Least and greatest value inside every voxel, [R-1, R-1, R-1] each, of a field blended from raw [R, R, R]."""
-    volume = raw.detach()[None, None]
-    return -functional.max_pool3d(-volume, 2, 1)[0, 0], functional.max_pool3d(volume, 2, 1)[0, 0]
+    low = high = raw.detach()
+    for axis in range(3):
+        count = raw.shape[axis] - 1
+        low = torch.minimum(low.narrow(axis, 0, count), low.narrow(axis, 1, count))
+        high = torch.maximum(high.narrow(axis, 0, count), high.narrow(axis, 1, count))
+    return low, high
 
 
 @torch.no_grad()
@@ -104,10 +108,12 @@ def visible_samples(table: Tensor, shape: FieldShape, rays: Rays, march: March, 
     index = (cell[..., 2] * (side - 1) + cell[..., 1]) * (side - 1) + cell[..., 0]
     low, high = voxel_bounds(table[..., DENSITY])
     inside = distance < leave[hit, None]
-    keep = inside & (density_of(high, shape) > march.negligible).reshape(-1)[index]
+    keep = inside
+    if march.negligible > 0:
+        keep = inside & (high > raw_of_density(march.negligible, shape)).reshape(-1)[index]
     if march.unseen > 0:
         least = density_of(low, shape).reshape(-1)[index] * inside * march.step
-        keep &= least.cumsum(1) - least < -math.log(march.unseen)
+        keep = keep & (least.cumsum(1) - least < -math.log(march.unseen))
     row, slot = torch.nonzero(keep, as_tuple=True)
     return hit[row], distance[row, slot], int(inside.sum())
 

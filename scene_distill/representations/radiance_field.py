@@ -2,8 +2,9 @@
 
 The cube [-radius, radius]^3 (world axes) carries, on every level, values at R x R x R lattice points, corners of the
 cube included. A level moves everything below its own resolution at once, so coarse levels give a prior's noisy
-gradient something smooth to act on, and fine ones detail. The levels are added before anything is looked up:
-`fused` is one table, and a look-up costs one trilinear blend whatever the number of levels.
+gradient something smooth to act on, and fine ones detail. The levels are added before anything is looked up, each
+sum resampled to the next finer lattice: `fused` is one table, and a look-up costs one trilinear blend whatever the
+number of levels.
 
     density(x) = density_scale softplus(b(x) + raw(x))      raw: trilinear blend of the table's first channel
     colour(x)  = sigmoid(blend of channels 1 to 3)          radiance, the same from everywhere
@@ -14,6 +15,7 @@ b is the bias of Magic3D's start, a soft ball: blob_scale (1 - |x| / blob_std), 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -80,26 +82,26 @@ class RadianceField:
 
     def fused(self, levels: int | None = None) -> Tensor:
         """The table [R, R, R, 4] of the finest resolution: the first ``levels`` levels (default all), and the bias."""
-        used = self.levels if levels is None else self.levels[: max(levels, 1)]
-        size = [self.shape.finest] * 3
-        table = torch.zeros_like(self.levels[-1])
-        for level in used:
-            if level.shape[0] == self.shape.finest:
+        used = len(self.levels) if levels is None else max(levels, 1)
+        table = self.levels[0]
+        for number, level in enumerate(self.levels[1:], start=1):
+            volume = table.permute(3, 0, 1, 2)[None]
+            finer = functional.interpolate(volume, [level.shape[0]] * 3, mode="trilinear", align_corners=True)
+            table = finer[0].permute(1, 2, 3, 0)
+            if number < used:
                 table = table + level
-            else:
-                volume = level.permute(3, 0, 1, 2)[None]
-                table = table + functional.interpolate(volume, size, mode="trilinear", align_corners=True)[0].permute(
-                    1, 2, 3, 0
-                )
-        if self.shape.blob_scale == 0:
-            return table.contiguous()
-        return torch.cat([table[..., :1] + self._bias(table)[..., None], table[..., 1:]], dim=-1)
+        if self.shape.blob_scale != 0:
+            table = table + _bias_table(self.shape).to(table)
+        return table.contiguous()
 
-    def _bias(self, like: Tensor) -> Tensor:
-        line = torch.linspace(-self.shape.radius, self.shape.radius, self.shape.finest).to(like)
-        squares = line.square()
-        distance = (squares[:, None, None] + squares[None, :, None] + squares[None, None, :]).sqrt()
-        return self.shape.blob_scale * (1 - distance / self.shape.blob_std)
+
+@lru_cache(maxsize=4)
+def _bias_table(shape: FieldShape) -> Tensor:
+    """The bias on the finest lattice, [R, R, R, 4], zero for colours."""
+    line = torch.linspace(-shape.radius, shape.radius, shape.finest, dtype=torch.float64)
+    squares = line.square()
+    distance = (squares[:, None, None] + squares[None, :, None] + squares[None, None, :]).sqrt()
+    return functional.pad((shape.blob_scale * (1 - distance / shape.blob_std))[..., None], (0, 3))
 
 
 def density_of(raw: Tensor, shape: FieldShape) -> Tensor:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scene_distill.core.errors import UserError
-from scene_distill.methods.text_to_3d.config import TextTo3DConfig
-from scene_distill.methods.text_to_3d.objectives import ObjectiveName
+from scene_distill.methods.text_to_3d.config import ObjectiveName, TextTo3DConfig
 
 Pair = tuple[float, float]
 

@@ -34,6 +34,7 @@ from scene_distill.representations.radiance_field import (
     with_normals,
 )
 from scene_distill.representations.tetrahedra import TetGrid, TetSurface, tidied
+from scene_distill.training.optimisers import log_linear
 
 FIELD_KIND = "scene-distill radiance field 1"
 
@@ -125,12 +126,15 @@ class OpenField:
         """One update. Densities and colours share a tensor; the colours' rate is the densities' times a factor."""
         self._drawn = None
         config, values = self.config, self.parameters.values
+        rates = {name: config.lr_density for name in values}
+        if config.lr_colors == config.lr_density:
+            return self.parameters.step(rates, progress)
         before = {name: value.detach()[..., COLORS].clone() for name, value in values.items()}
-        numbers = self.parameters.step({name: config.lr_density for name in values}, progress)
-        share = Ramp(config.lr_colors[0] / config.lr_density[0], config.lr_colors[1] / config.lr_density[1])
+        numbers = self.parameters.step(rates, progress)
+        factor = log_linear(config.lr_colors, progress.fraction) / log_linear(config.lr_density, progress.fraction)
         with torch.no_grad():
             for name, value in values.items():
-                value[..., COLORS] = torch.lerp(before[name], value[..., COLORS], share.at(progress))
+                value[..., COLORS] = torch.lerp(before[name], value[..., COLORS], factor)
         return numbers
 
     def state(self) -> State:

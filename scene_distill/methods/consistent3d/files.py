@@ -24,7 +24,8 @@ DRAWN = (
 def save_tensors(path: Path, kind: str, config: Consistent3DConfig, tensors: dict[str, Tensor]) -> None:
     """One .safetensors file, atomically."""
     settings = {name: value for name, value in to_plain(config).items() if name in DRAWN}
-    header = {"kind": kind, "config": json.dumps(settings)}
+    # One entry: safetensors writes several in no fixed order, and equal objects should be equal bytes.
+    header = {"object": json.dumps({"kind": kind, "settings": settings})}
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(plain, temporary, header))
 
@@ -34,8 +35,8 @@ def read_tensors(path: Path) -> tuple[str, Consistent3DConfig, dict[str, Tensor]
     missing, damaged or something else."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            config = from_plain(Consistent3DConfig, _tuples(json.loads(header["config"])), str(path))
+            header = json.loads((file.metadata() or {})["object"])
+            config = from_plain(Consistent3DConfig, _tuples(header["settings"]), str(path))
             return header["kind"], config, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(f"{path} holds no object of consistent3d ({error}); make it again") from error

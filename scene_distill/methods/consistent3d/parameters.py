@@ -50,10 +50,11 @@ class Parameters:
     def step(self, rates: Mapping[str, tuple[float, float]], progress: Progress) -> dict[str, float]:
         """One update with learning rates (first, last) by name; gradients are cleared. The gradient's norm."""
         found = {name: value.grad for name, value in self.values.items() if value.grad is not None}
-        finite = {name: torch.nan_to_num(gradient, 0.0, 0.0, 0.0) for name, gradient in found.items()}
-        norm = float(sum((g.square().sum() for g in finite.values()), torch.zeros(()))) ** 0.5
+        for gradient in found.values():
+            gradient.nan_to_num_(0.0, 0.0, 0.0)
+        norm = sum(float(torch.linalg.vector_norm(gradient)) ** 2 for gradient in found.values()) ** 0.5
         factor = min(1.0, self.limit / norm) if self.limit > 0 and norm > 0 else 1.0
-        for name, gradient in finite.items():
+        for name, gradient in found.items():
             value = self.values[name]
             value.grad = None
             plain = value.detach()
