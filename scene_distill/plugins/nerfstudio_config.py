@@ -12,9 +12,10 @@ import inspect
 import sys
 import textwrap
 import typing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import torch
 import tyro
@@ -109,6 +110,11 @@ class RunTrainerConfig(TrainerConfig):
         dry_run: bool = False
 
     @property
+    def settings_class(self) -> type:
+        """The method's frozen config."""
+        return self.entry.config
+
+    @property
     def entry(self) -> MethodEntry:
         """The method that is trained."""
         return METHODS[str(self.method_name)]
@@ -141,7 +147,8 @@ class RunTrainerConfig(TrainerConfig):
             return
         flags = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in arguments if word.startswith("--")}
         values = read_yaml(self.config)
-        loaded, default = from_plain(self.entry.config, values, str(self.config)), type(self)()
+        loaded: Any = from_plain(self.settings_class, values, str(self.config))
+        default = type(self)()
         for name in values:
             if name not in flags and getattr(self, name) == getattr(default, name):
                 setattr(self, name, getattr(loaded, name))
@@ -207,10 +214,33 @@ def newest_run(folder: Path) -> Path | None:
     return max(runs, key=lambda run: ((run / "config.yaml").stat().st_mtime_ns, run.name), default=None)
 
 
-def trainer_config_class(entry: MethodEntry, module: str) -> type[RunTrainerConfig]:
-    """A mutable `RunTrainerConfig` with every field of the method's frozen config, to be found by name in ``module``.
+class NamedMethod(Protocol):
+    """A method by name with its frozen config class."""
 
-    ``data`` and ``output_dir`` keep nerfstudio's types; the latter its meaning too (the parent of all runs).
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def config(self) -> type:
+        """Its config class."""
+        ...
+
+    @property
+    def config_class(self) -> str:
+        """The name of that class."""
+        ...
+
+
+def trainer_config_class(entry: NamedMethod, module: str, base: type[RunTrainerConfig] = RunTrainerConfig,
+                         meaningful: Sequence[str] = MEANINGFUL,
+                         pipeline: Callable[[str], VanillaPipelineConfig] = _pipeline,
+                         hidden: Sequence[str] = ()) -> type[RunTrainerConfig]:  # fmt: skip
+    """A mutable ``base`` with every field of the method's frozen config, to be found by name in ``module``.
+
+    ``data`` and ``output_dir`` keep nerfstudio's types; the latter its meaning too (the parent of all runs). Of
+    nerfstudio's fields those in ``meaningful`` can be set; of the config's, all but those in ``hidden``.
     """
     kind, helps = entry.config, field_helps(entry.config)
     helps["output_dir"] = "Parent of all runs; this one goes to OUTPUT_DIR/EXPERIMENT/METHOD/TIMESTAMP."
@@ -219,19 +249,21 @@ def trainer_config_class(entry: MethodEntry, module: str) -> type[RunTrainerConf
     fields: dict[str, tuple[Any, Any]] = {
         f.name: (Annotated[own_hints[f.name], tyro.conf.Fixed], _copied(f))
         for f in own
-        if f.name not in (*MEANINGFUL, "_target", "config")
+        if f.name not in (*meaningful, "_target", "config")
     }
     for f in dataclasses.fields(kind):
+        if f.name in hidden:
+            continue
         ours = f.name in ("data", "output_dir")
         hint = own_hints[f.name] if ours else hints[f.name]
         default = next(_copied(o) for o in own if o.name == f.name) if ours else _copied(f)
         fields[f.name] = (Annotated[hint, tyro.conf.arg(help=helps[f.name])], default)
     fields["method_name"] = (fields["method_name"][0], field(default=entry.name))
-    fields["pipeline"] = (fields["pipeline"][0], field(default_factory=lambda: _pipeline(entry.name)))
+    fields["pipeline"] = (fields["pipeline"][0], field(default_factory=lambda: pipeline(entry.name)))
     made = dataclasses.make_dataclass(
         entry.config_class.removesuffix("Config") + "TrainerConfig",
         [(name, hint, default) for name, (hint, default) in fields.items()],
-        bases=(RunTrainerConfig,),
+        bases=(base,),
         namespace={"__module__": module, "__doc__": kind.__doc__},
     )
     return typing.cast(type[RunTrainerConfig], made)

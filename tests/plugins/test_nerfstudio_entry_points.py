@@ -56,17 +56,20 @@ def test_the_entry_points_of_the_project_are_these_specifications() -> None:
     from nerfstudio.plugins.types import MethodSpecification
 
     from scene_distill import methods
+    from scene_distill.methods.text_to_3d.registry import TEXT_METHODS
     from scene_distill.plugins import nerfstudio_dataparser, nerfstudio_methods
+    from scene_distill.plugins.nerfstudio_objects import OBJECT_METHODS
 
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
     named = points["nerfstudio.method_configs"]
-    assert set(named) == set(methods.METHODS), "every method has its entry point"
+    known = {**methods.METHODS, **{name: TEXT_METHODS[name] for name in OBJECT_METHODS}}
+    assert set(named) == set(known), "every method has its entry point"
     for name, target in named.items():
         module, attribute = target.split(":")
         specification = getattr(nerfstudio_methods, attribute)
         assert module == nerfstudio_methods.__name__
         assert isinstance(specification, MethodSpecification)
         assert specification.config.method_name == name
-        assert specification.description == methods.METHODS[name].description
+        assert specification.description == known[name].description
     assert points["nerfstudio.dataparser_configs"] == {"scene-distill": f"{DATAPARSER}:scene_distill"}
     assert isinstance(nerfstudio_dataparser.scene_distill, DataParserSpecification)
