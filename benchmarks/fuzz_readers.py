@@ -90,9 +90,10 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=0, help="that many cases of each reader, kept nowhere")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--worker", type=int, help="first case (for internal use)")
+    parser.add_argument("--seconds", type=float, default=SLICE_S, help="of a worker (for internal use)")
     options = parser.parse_args()
     if options.worker is not None:
-        print(json.dumps(worker(options.readers[0], options.worker, SLICE_S, 0)))
+        print(json.dumps(worker(options.readers[0], options.worker, options.seconds, 0)))
         return
     if options.cases:
         reports = {reader: worker(reader, 0, 0.0, options.cases) for reader in options.readers}
@@ -103,7 +104,8 @@ def main() -> None:
         if any(number.isdigit() for number in campaign.results.get(reader, {}).get("failures", {})):
             campaign.keep(reader, tried_again(reader, campaign.results[reader]))
         while (report := campaign.results.get(reader, {})).get("minutes", 0.0) < options.minutes:
-            report = merged(report, fresh(reader, report.get("next", 0)))
+            left_s = 60 * (options.minutes - report.get("minutes", 0.0))
+            report = merged(report, fresh(reader, report.get("next", 0), min(SLICE_S, left_s)))
             campaign.keep(reader, report)
             print(told(reader, report), flush=True)
     sys.exit(any(report["failures"] for report in campaign.results.values()))
@@ -124,9 +126,9 @@ def tried_again(reader: str, report: dict[str, Any]) -> dict[str, Any]:
     return report | {"failures": failures}
 
 
-def fresh(reader: str, first: int) -> dict[str, Any]:
+def fresh(reader: str, first: int, seconds: float) -> dict[str, Any]:
     """The report of one worker; a worker that dies is a failure of the reader."""
-    command = [sys.executable, __file__, "--readers", reader, "--worker", str(first)]
+    command = [sys.executable, __file__, "--readers", reader, "--worker", str(first), "--seconds", f"{seconds:.2f}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         told = f"worker ended with {done.returncode}: {done.stderr[-300:]}"

@@ -42,7 +42,7 @@ noisy cells are more than surfaces, and faces fewer."""
 
 RAW_FACES_PER_FACE = 6.0
 """Most faces of the raw surface, about, for each that the face budget keeps: automatic voxels grow up to that. More
-would be fused, welded and thinned out again for nothing that could be measured (docs/meshes.md)."""
+would be fused, welded and thinned out again; benchmarks/meshes.py compares both ("export", "export, finest voxels")."""
 
 DEPTHS_USED = 3.0
 """Automatic limit of the depth, in median depths: what is farther has too few pixels to be worth voxels."""
