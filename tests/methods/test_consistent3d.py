@@ -13,6 +13,9 @@ from text_rig import PROMPTS, SIZE, small_prior
 from scene_distill.core.configs import load_config
 from scene_distill.core.errors import UserError
 from scene_distill.data.captioned_shapes import BACKGROUND, Shot, Toy
+from scene_distill.export.mesh_files import read_mesh
+from scene_distill.export.mesh_glb import write_mesh_glb
+from scene_distill.export.metadata import SplatMetadata
 from scene_distill.methods.consistent3d.config import Consistent3DConfig
 from scene_distill.methods.consistent3d.field import FieldObjects, OpenField, TrainedField
 from scene_distill.methods.consistent3d.recipe import load, stages
@@ -114,6 +117,19 @@ def test_the_mesh_is_closed_coloured_and_of_one_piece_with_what_renders_it(chair
         again = load(tmp_path / f"{name}.safetensors")
         assert type(again) is type(each) and again.config == replace(SMALL, image_size=64)
         assert torch.equal(again.render(cameras, plain()).image, each.render(cameras, plain()).image)
+
+
+def test_the_mesh_of_a_field_goes_out_as_glb_and_comes_back(tmp_path: Path) -> None:
+    pytest.importorskip("trimesh")
+    fields = FieldObjects(SMALL)
+    mesh = fields.trained(fields.first_state("", GENERATOR)).geometry()
+    write_mesh_glb(mesh, tmp_path / "ball.glb", SplatMetadata(up=(0.0, 0.0, 1.0)))
+    again, metadata = read_mesh(tmp_path / "ball.glb")
+    assert metadata.up == (0.0, 0.0, 1.0)
+    assert np.array_equal(again.faces, mesh.faces)
+    np.testing.assert_allclose(again.vertices, mesh.vertices, atol=1e-6)
+    assert again.colors is not None and mesh.colors is not None
+    np.testing.assert_allclose(again.colors, mesh.colors, atol=0.01)
 
 
 def test_files_that_hold_no_object_are_refused(tmp_path: Path) -> None:
