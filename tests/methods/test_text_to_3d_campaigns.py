@@ -49,6 +49,12 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*prior, "--judge", str(folder / "judge.safetensors")]
 
 
+@pytest.fixture(autouse=True)
+def small_orbit(monkeypatch):
+    """Figures from fewer and smaller pictures."""
+    monkeypatch.setattr("text_to_3d_runs.Orbit", lambda: Orbit(views=6, size=24))
+
+
 def places(folder: Path) -> list[str]:
     return ["--results", str(folder / "found.json"), "--page", str(folder / "found.md")]
 
