@@ -5,7 +5,7 @@ A dual surface (Nielson 2004) with the weights of FlexiCubes (Shen et al. 2023, 
     crossing   of the edge between corners i, j in one cube   u = (a_i s_i x_j - a_j s_j x_i) / (a_i s_i - a_j s_j)
     vertex     one for every patch of a cube's cut edges      v = sum b_e u_e / sum b_e
     face       around every cut edge of the grid, the vertices of its four cubes; the quad is cut in two along the
-               diagonal with the larger product of the cubes' weights g
+               diagonal with the larger product of the cubes' weights g, along the shorter one where they are equal
 
 Patches join the cut edges of each face of the cube; on a face with four cut edges those around the same inside corner
 are joined, which two neighbouring cubes see alike. Written from the paper: the table of patches is worked out here. It
@@ -77,7 +77,7 @@ class FlexibleCubes:
         corners = _merged(self)
         cubes = _crossed(self, corners)
         vertices, vertex_of_edge = _vertices(cubes)
-        faces = _faces(cubes, vertex_of_edge, self.resolution)
+        faces = _faces(cubes, vertex_of_edge, vertices[:, :3].detach(), self.resolution)
         return Surface(vertices[:, :3], faces, vertices[:, 3:])
 
 
@@ -170,7 +170,7 @@ def _vertices(cubes: _Cubes) -> tuple[Tensor, Tensor]:
     return sums / beta.new_zeros(total, 1).index_add(0, vertex[cut], beta), vertex
 
 
-def _faces(cubes: _Cubes, vertex: Tensor, resolution: int) -> Tensor:
+def _faces(cubes: _Cubes, vertex: Tensor, positions: Tensor, resolution: int) -> Tensor:
     """Triangles [F, 3] of all cut edges that have their four cubes."""
     device, side = cubes.places.device, resolution + 1
     cube, edge = torch.nonzero(vertex >= 0, as_tuple=True)
@@ -186,7 +186,10 @@ def _faces(cubes: _Cubes, vertex: Tensor, resolution: int) -> Tensor:
     first = torch.tensor([a for a, _ in EDGES], device=device)[edge[rows[:, 0]]]
     rises = (cubes.case[cube[rows[:, 0]]] >> first & 1).bool()  # inside below, outside above: the face looks up
     quads, gamma = (torch.where(rises[:, None], part, part.flip(1)) for part in (quads, gamma))
-    along = (gamma[:, 0] * gamma[:, 2] > gamma[:, 1] * gamma[:, 3])[:, None, None]
+    one, other = gamma[:, 0] * gamma[:, 2], gamma[:, 1] * gamma[:, 3]
+    corners = positions[quads]
+    shorter = (corners[:, 0] - corners[:, 2]).norm(dim=1) < (corners[:, 1] - corners[:, 3]).norm(dim=1)
+    along = ((one > other) | ((one == other) & shorter))[:, None, None]
     cuts = torch.tensor([[[0, 1, 2], [0, 2, 3]], [[0, 1, 3], [3, 1, 2]]], device=device)
     return torch.where(along, quads[:, cuts[0]], quads[:, cuts[1]]).flatten(0, 1)
 
