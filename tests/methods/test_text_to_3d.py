@@ -71,7 +71,7 @@ def test_training_moves_renders_towards_the_pictures_the_prompt_means(tmp_path: 
     prior = small_prior()
     (before,) = made(tmp_path / "before", prompts=PROMPTS[:1], iterations=1, visits=1, prior=prior)
     (after,) = made(tmp_path / "after", prompts=PROMPTS[:1], iterations=120, start_count=250, growth_limit=400,
-                    levels="annealed", guidance=3.0, prior=prior)  # fmt: skip
+                    level_range=(20.0, 980.0), clip_limit=0.05, prior=prior)  # fmt: skip
     from scene_distill.methods.text_to_3d.backgrounds import plain
     from scene_distill.methods.text_to_3d.views import orbit_views
 
@@ -80,6 +80,14 @@ def test_training_moves_renders_towards_the_pictures_the_prompt_means(tmp_path: 
 
     assert float(prior.nearest(seen(after))[1].mean()) < 0.6 * float(prior.nearest(seen(before))[1].mean())
     assert prior.truth(seen(after), "a red mug").float().mean() > 0.9
+
+
+def test_negative_views_cost_two_evaluations_a_picture(tmp_path: Path) -> None:
+    plain, pushed = (
+        made(tmp_path / str(strength), "sds", PROMPTS[:1], iterations=2, visits=1, perp_neg=strength)[0].evaluations
+        for strength in (0.0, 2.0)
+    )
+    assert pushed == 2 * plain == 2 * 2 * 3 * 2
 
 
 def test_a_folder_with_a_run_is_not_overwritten_nor_continued_with_other_settings(tmp_path: Path) -> None:

@@ -9,7 +9,13 @@ from text_rig import small_prior
 
 from scene_distill.core.errors import UserError
 from scene_distill.data.captioned_shapes_renderer import orbit_camera as toy_camera
-from scene_distill.methods.text_to_3d.view_prompts import blended, describe_views, view_weights
+from scene_distill.methods.text_to_3d.view_prompts import (
+    blended,
+    describe_views,
+    negative_weights,
+    perp_neg,
+    view_weights,
+)
 from scene_distill.methods.text_to_3d.views import ViewRange, Zoom, draw_views, orbit_camera, orbit_views
 from scene_distill.objectives.score_teacher import Progress
 from scene_distill.priors.prior import Condition
@@ -102,6 +108,22 @@ def test_prompts_from_all_sides_choose_the_pictures_of_that_side() -> None:
     assert all(caption == "a red mug, front view" for caption in chosen[0]) and chosen[0]
     assert all(caption == "a red mug, back view" for caption in chosen[1]) and chosen[1]
     assert roles["unwanted"].rows == roles["empty"].rows == 1
+
+
+def test_negative_views_weigh_least_where_they_are_wanted() -> None:
+    weights = negative_weights(torch.tensor([0.0, 45.0, 89.999, 90.0, 180.0]), 2.0).tolist()
+    assert all(weight <= 0 for row in weights for weight in row)
+    assert weights[0] == pytest.approx([-2 * np.exp(-2), -2.0])
+    assert weights[2] == pytest.approx(weights[3], rel=1e-2, abs=1e-3)
+    assert weights[3][1] == pytest.approx(-2 * np.exp(-10), rel=1e-4)
+    assert weights[4] == pytest.approx([-2.0, -2.0])
+    prior = small_prior()
+    prompts = describe_views(prior, "a red mug")
+    roles, combine = perp_neg(prompts, torch.tensor([0.0, 180.0]), 2.0)
+    assert combine(7.5).roles == ("unwanted", "wanted", *roles)
+    assert [row.pooled.tolist() for row in roles.values()] == [prompts.views.pooled[i : i + 1].tolist() for i in (0, 1)]
+    with pytest.raises(UserError, match="needs view words"):
+        perp_neg(describe_views(prior, "a red mug", blend="none"), torch.zeros(1), 2.0)
 
 
 def test_prompts_that_name_a_view_or_nothing_are_refused() -> None:

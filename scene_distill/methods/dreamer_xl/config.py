@@ -18,14 +18,13 @@ class DreamerXLConfig(TextTo3DConfig):
 
     objective: ObjectiveName = "tsm"
     """Score-distillation objective."""
-    guidance: float | None = None
+    guidance: float | None = 3.0
     """Scale of classifier-free guidance in standard form; none: the method's published one."""
     strength: float | None = None
     """Factor of the gradient of ISM and TSM; none: the published 0.1."""
-    levels: Levels = "published"
-    """Noise levels: the method's published schedule, uniform, or annealed from high to low; the last two for fair
-    comparisons."""
-    level_range: tuple[float, float] = (20.0, 980.0)
+    levels: Levels = "annealed"
+    """Noise levels: annealed from high to low, uniform, or the method's published schedule."""
+    level_range: tuple[float, float] = (20.0, 700.0)
     """Lowest and highest level in thousandths, where levels are not the published ones."""
     interval: tuple[float, float] = (100.0, 80.0)
     """Levels between s and t (ISM, TSM, CDS), first and after the warm-up, in thousandths."""
@@ -40,7 +39,7 @@ class DreamerXLConfig(TextTo3DConfig):
 
     clip: Literal["none", "pixel", "element", "tensor"] = "pixel"
     """Clip of the gradient that reaches the pictures, inside the backward pass of the rasterizer."""
-    clip_limit: float = 0.05
+    clip_limit: float = 0.5
     """Largest value of a pixel's gradient (Dreamer XL: 0.05, PGC: 0.1)."""
     depth_clip: float = 0.01
     """Largest value of the gradient of depth maps, in mean sizes of the Gaussians, as one factor of the whole map; 0:

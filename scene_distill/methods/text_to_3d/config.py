@@ -63,6 +63,8 @@ class TextTo3DConfig:
     view_words: Literal["interpolated", "nearest", "none"] = "interpolated"
     """How 'front view', 'side view', ... are added to the prompt: embeddings interpolated by angle, the nearest word,
     or not at all."""
+    perp_neg: float = 0.0
+    """Strength with which guidance is pushed away from other views than the wanted one (Perp-Neg; LucidDreamer: 2)."""
     distance: tuple[float, float] = (3.0, 3.4)
     """Distance of the cameras."""
     elevation: tuple[float, float] = (-5.0, 50.0)
@@ -101,5 +103,7 @@ class TextTo3DConfig:
             low, high = getattr(self, name)
             if low > high:
                 raise UserError(f"--{name.replace('_', '-')} goes from {low} to {high}; give the smaller number first")
+        if self.perp_neg and self.guidance_rescale:
+            raise UserError("--perp-neg and --guidance-rescale exclude each other; choose one")
         if self.distance[0] <= 0 or not 0 < self.field_of_view[0] <= self.field_of_view[1] < 180:
             raise UserError("cameras need a --distance above 0 and a --field-of-view between 0 and 180 degrees")

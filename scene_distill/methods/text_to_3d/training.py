@@ -19,7 +19,7 @@ from scene_distill.methods.text_to_3d.backgrounds import draw_backgrounds
 from scene_distill.methods.text_to_3d.config import TextTo3DConfig
 from scene_distill.methods.text_to_3d.representation import OpenObject
 from scene_distill.methods.text_to_3d.stages import Place, Stage, place_of
-from scene_distill.methods.text_to_3d.view_prompts import ViewPrompts
+from scene_distill.methods.text_to_3d.view_prompts import ViewPrompts, perp_neg
 from scene_distill.methods.text_to_3d.views import draw_views
 from scene_distill.objectives.score import Distilled, Objective, distill
 from scene_distill.objectives.score_render_memory import KeepsState
@@ -80,11 +80,14 @@ class ObjectTraining:
         lesson = views.lesson
         if float(torch.rand(1, generator=generator)) < config.flip:
             lesson = lesson.flip(-1)
+        roles, combine = subject.prompts.roles(batch.azimuth, batch.elevation), subject.combine
+        if config.perp_neg:
+            negative, combine = perp_neg(subject.prompts, batch.azimuth, config.perp_neg)
+            roles |= negative
         with Timed("prior"):
             found = distill(
-                self.objective, subject.prior, lesson, subject.prompts.roles(batch.azimuth, batch.elevation), generator,
-                place.progress, view_ids=batch.ids, cameras=batch.matrices.to(subject.device), combine=subject.combine,
-                previous=self._previous,
+                self.objective, subject.prior, lesson, roles, generator, place.progress, view_ids=batch.ids,
+                cameras=batch.matrices.to(subject.device), combine=combine, previous=self._previous,
             )  # fmt: skip
         self._previous = found.gradient
         self.evaluations += found.evaluations + found.own_evaluations

@@ -9,6 +9,7 @@ at 45, 135 and the same elevations' middle, as the toy world's captions are.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.errors import UserError
+from scene_distill.priors.guidance import Combination, PerpNeg
 from scene_distill.priors.prior import Condition, NoisePrior
 
 VIEW_WORDS = ("front", "side", "back", "overhead")
@@ -55,6 +57,37 @@ class ViewPrompts:
         if self.blend != "none":
             wanted = blended(self.views, view_weights(azimuth, elevation, self.blend))
         return {"wanted": wanted, "unwanted": self.unwanted, "empty": self.empty}
+
+
+FRONT_DECAY, SIDE_DECAY = 2.0, 10.0
+"""How fast a negative view loses weight as the wanted view comes near it (Dreamer XL)."""
+
+
+def negative_weights(azimuth: Tensor, strength: float) -> Tensor:
+    """Weights of front and side as negative views of Perp-Neg, [C, 2], not above 0, for azimuths [C] in degrees.
+
+    With r the share of the nearer of the two words that are blended (front or side, side or back): in front -s
+    exp(-2 r) for the front and -s exp(-10 (1 - r)) for the side; behind -s for the front and -s exp(-10 r) for the
+    side.
+    """
+    ahead = (torch.remainder(azimuth + 180, 360) - 180).abs()
+    before, behind = 1 - ahead / 90, 2 - ahead / 90
+    is_front = ahead < 90
+    front = torch.where(is_front, torch.exp(-FRONT_DECAY * before), torch.ones_like(ahead))
+    side = torch.where(is_front, torch.exp(-SIDE_DECAY * (1 - before)), torch.exp(-SIDE_DECAY * behind))
+    return -strength * torch.stack([front, side], 1)
+
+
+def perp_neg(
+    prompts: ViewPrompts, azimuth: Tensor, strength: float
+) -> tuple[dict[str, Condition], Callable[[float], Combination]]:
+    """Conditions of the negative views by role, and guidance that pushes away from them; two more evaluations a
+    picture. Raises UserError for prompts without view words."""
+    if prompts.blend == "none":
+        raise UserError("--perp-neg pushes away from views and needs view words; leave --view-words as it is")
+    weights = negative_weights(azimuth, strength).unbind(1)
+    rows = {f"negative {i}": prompts.views.select(torch.tensor([i])) for i in range(2)}
+    return rows, lambda scale: PerpNeg(scale, tuple(weights))
 
 
 def describe_views(prior: NoisePrior, prompt: str, negative: str = "", blend: Blend = "interpolated") -> ViewPrompts:
