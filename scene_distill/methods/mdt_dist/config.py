@@ -46,9 +46,9 @@ class MDTConfig:
     seed: int = 0
     """Seed of every random number of the run."""
 
-    structure_steps: int = 5000
+    structure_steps: int = 2500
     """Updates of the structure autoencoder."""
-    surface_steps: int = 4000
+    surface_steps: int = 3000
     """Updates of the surface autoencoder and its mesh decoder."""
     gaussian_steps: int = 2500
     """Updates of the Gaussian decoder, from pictures."""
