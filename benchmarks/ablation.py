@@ -125,8 +125,12 @@ READING = [
     "over the seeds that both have. Equal total steps, equal resolution, one machine for all rows of a table.",
     "",
     "- *independent blocks*: a decoder for every block, no teacher, private halos; merged by cells like the others.",
-    "- *plain paper*: shared decoder, attached teacher, plain quaternion loss, blocks in cell order, private halos.",
+    "- *plain paper*: shared decoder, attached teacher with lambda_c 50, plain quaternion loss, blocks in cell order,",
+    "  private halos.",
     "- *ours*: the defaults. *one block*: the same with a single block, which has no seams and needs all the memory.",
+    "",
+    "What is said about short runs holds for short runs: the paper trains 30,000 steps and more per block. Rows within",
+    "0.1 dB of ours are not told apart by three seeds.",
 ]
 
 

@@ -28,7 +28,7 @@ def main() -> None:
         city = ROOT / "outputs" / "memory" / f"city-{blocks}"
         make_city(dataclasses.replace(load_recipe("city_growing"), blocks_x=nx, blocks_y=ny), city)
         arguments = ["momentum-gs", "--data", str(city), "--blocks", str(blocks), "--lanes", "2"]
-        arguments += ["--iterations", "100", "--image-width", "400", "--max-memory", "1200MB", "--halo", halo]
+        arguments += ["--iterations", "50", "--image-width", "400", "--max-memory", "1200MB", "--halo", halo]
         report = campaign.run(f"{blocks} blocks", arguments, ROOT / "outputs" / "memory" / f"run-{blocks}-{halo}")
         print(f"{blocks} blocks: peak {report['peak_memory_bytes'] / 1e6:.0f} MB, {report['primitives']} anchors")
     peaks = {k: campaign.results[f"{k} blocks"]["peak_memory_bytes"] for k in GRIDS}
