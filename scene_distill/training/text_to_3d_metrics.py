@@ -17,7 +17,7 @@ from scene_distill.core.gaussians import Gaussians
 from scene_distill.data.captioned_shapes import Toy
 from scene_distill.priors.prior import NoisePrior
 from scene_distill.training.caption_retrieval import CHANCE_PAIRS, CHANCE_PARTS, pictures_retrieved, retrieval
-from scene_distill.training.janus import BACK, FRONT, Judge, janus, janus_by_prior
+from scene_distill.training.janus import BACK, FRONT, Janus, Judge, janus, janus_by_prior
 from scene_distill.training.object_health import divergence, saturation
 from scene_distill.training.object_views import Draw, ObjectViews, Orbit, object_views
 from scene_distill.training.tiny_prior import sampled
@@ -37,6 +37,9 @@ FIGURES = {
     "diverged": "1 for an object that is none",
 }
 """The keys of `measured` and what they are; `janus_prior` and `front_found_prior` join them where a prior is asked."""
+
+NO_FACE = Janus(float("nan"), float("nan"))
+"""Of an object that has diverged: it has neither front nor back."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def figures_of(views: ObjectViews, asked: Asked, prior: NoisePrior | None = None
     with torch.no_grad():
         logits = asked.judge(views.images)
     found, same, colors = retrieval(logits, asked.toy), consistency(views), saturation(views)
-    faces, why = janus(logits, views), divergence(views, gaussians)
+    why = divergence(views, gaussians)
+    faces = NO_FACE if why else janus(logits, views)
     figures: dict[str, Any] = {
         "r_precision": found.pairs, "r_precision_parts": found.parts, "r_precision_object": found.whole_pairs,
         "inconsistency": same.inconsistency, "overlap": same.overlap, "sharpness": same.sharpness,
@@ -67,7 +71,7 @@ def figures_of(views: ObjectViews, asked: Asked, prior: NoisePrior | None = None
         "diverged": float(bool(why)), "why": why,
     }  # fmt: skip
     if prior is not None:
-        by_prior = janus_by_prior(prior, asked.toy.caption(), views)
+        by_prior = NO_FACE if why else janus_by_prior(prior, asked.toy.caption(), views)
         figures |= {"janus_prior": by_prior.back, "front_found_prior": by_prior.front}
     return figures
 

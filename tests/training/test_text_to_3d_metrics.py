@@ -230,6 +230,12 @@ def test_reasons_of_divergence():
     assert divergence(replace(views, alpha=one)) == "", "a single empty view is no divergence"
 
 
+def test_what_is_not_there_has_no_face(judge: NearestJudge):
+    views = object_views(flat(0.5), ORBIT)
+    found = figures_of(replace(views, alpha=torch.zeros_like(views.alpha)), Asked(ROBOT, judge))
+    assert found["diverged"] == 1 and math.isnan(found["janus"]) and math.isnan(found["front_found"])
+
+
 def test_the_ceiling_of_an_exact_prior_is_what_the_judge_can_read(judge: NearestJudge):
     prior = RenderMixture(judge.images, judge.captions, std=0.02)
     found = ceiling(prior, judge, [ROBOT, DUCK], Orbit(views=4, size=32), guidance=1.0, steps=12)
