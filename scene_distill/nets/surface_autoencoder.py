@@ -67,12 +67,11 @@ class VoxelDecoder(nn.Module):
         super().__init__()
         self.config, hidden = config, config.hidden
         self.enter = nn.Linear(PLACE + NEIGHBOURS, hidden)
-        self.modulations = nn.ModuleList(
-            [nn.Linear(config.dimensions + config.structure, 2 * hidden) for _ in range(config.layers)]
-        )
+        modulations = [nn.Linear(config.dimensions + config.structure, 2 * hidden) for _ in range(config.layers)]
+        self.modulations = nn.ModuleList(modulations)
         self.layers = nn.ModuleList([nn.Linear(hidden, hidden) for _ in range(config.layers)])
         self.leave = nn.Linear(hidden, channels)
-        for modulation in self.modulations:
+        for modulation in modulations:
             nn.init.normal_(modulation.weight, std=0.3 / math.sqrt(modulation.in_features))
             nn.init.zeros_(modulation.bias)
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 
 def orientation(normals: Tensor, directions: Tensor, weights: Tensor, rays: int) -> Tensor:
-    """Scalar for outward normals [M, 3] of any length, directions [M, 3] and weights [M] of samples of some ``rays``."""
+    """Scalar for outward normals [M, 3] of any length, directions [M, 3] and weights [M] of samples of ``rays``."""
     facing = (functional.normalize(normals, dim=1, eps=1e-8) * directions).sum(dim=1).clamp(min=0)
     return (weights.detach() * facing.square()).sum() / rays
 
