@@ -175,11 +175,8 @@ def _document(
 def gltf_from_world(up: tuple[float, float, float] | None) -> list[float]:
     """Quaternion (x, y, z, w) of the shortest turn that takes ``up`` to +y; half a turn about z when up is -y or not
     known."""
-    vector = np.array(up if up is not None else (0.0, -1.0, 0.0), np.float64)
-    length = np.linalg.norm(vector)
-    vector = vector / length if length > 0 else np.array([0.0, -1.0, 0.0])
-    if vector[1] < -1 + 1e-9:
-        return [0.0, 0.0, 1.0, 0.0]
-    axis = np.cross(vector, [0.0, 1.0, 0.0])
-    quaternion = np.array([*axis, 1 + vector[1]])
-    return (quaternion / math.sqrt(float(quaternion @ quaternion))).tolist()
+    x, y, z = up if up is not None else (0.0, -1.0, 0.0)
+    level = math.hypot(x, z)
+    half = math.atan2(level, y if (x, y, z) != (0.0, 0.0, 0.0) else -1.0) / 2
+    axis = (-z / level, x / level) if level > 0 else (0.0, 1.0)
+    return [axis[0] * math.sin(half), 0.0, axis[1] * math.sin(half), math.cos(half)]

@@ -2,20 +2,25 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scene_distill.core.configs import changed_fields, from_plain, load_config, save_config, to_plain
 from scene_distill.core.errors import UserError
 from scene_distill.core.memory import format_bytes, parse_bytes
+from scene_distill.methods import METHODS
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
+from scene_distill.methods.text_to_3d.registry import TEXT_METHODS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_file_fits_its_method(path):
-    assert isinstance(load_config(MomentumGSConfig, path), MomentumGSConfig)
+    name = yaml.safe_load(path.read_text())["method"]
+    kind = (METHODS | TEXT_METHODS)[name].config
+    assert isinstance(load_config(kind, path), kind)
 
 
 @given(st.integers(1, 99), st.floats(1e-9, 1e9), st.booleans(), st.sampled_from(["balanced", "grid"]))
