@@ -109,7 +109,7 @@ class LogFollower:
         if isinstance(line.get("psnr"), (int, float)):
             self.curves.setdefault("psnr", Curve()).add(step, line["psnr"])
         for unit, numbers in units.items():
-            kept = {name: numbers[name] for name in ("loss", "weight", "ssim") if name in numbers}
+            kept = {name: numbers[name] for name in ("loss", "weight", "ssim", "psnr") if name in numbers}
             self._block(unit, step, kept)
 
     def _block(self, unit: int, step: float, values: dict[str, float]) -> None:

@@ -132,6 +132,11 @@ class Custody:
             self.await_commit()
         return self._last.units.get(unit)
 
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest committed state; 0 before the first commit."""
+        return max((entry.bytes for entry in self._last.units.values()), default=0)
+
     def take_split(self, split: Split) -> None:
         """Let both parts go on from the unit's newest state; the next commit tells."""
         self.await_commit()

@@ -216,6 +216,11 @@ class Runtime:
         """Unit steps of the finished rounds."""
         return sum(visit.steps for round_ in self.rounds[: self.next_round] for visit in round_.visits)
 
+    @property
+    def largest_bytes(self) -> int:
+        """Bytes of the largest unit's state as it was committed; 0 before the first commit."""
+        return self._custody.largest_bytes
+
     def shrink_ram(self, by_bytes: int) -> None:
         """Let closed units take that much less of this worker's RAM than was given to them."""
         self._custody.shrink_ram(by_bytes)

@@ -12,6 +12,7 @@ Gaussian window, sigma 1.5, zero padding.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from scene_distill.core.stages import Stage, picture_seen
@@ -26,20 +27,28 @@ def reconstruction(render: Tensor, photo: Tensor, dssim: float) -> tuple[Tensor,
     return (1 - dssim) * l1 + dssim * (1 - ssim), l1, ssim
 
 
-def exposed(render: Tensor, photo: Tensor, prior: float) -> Tensor:
-    """The render [H, W, 3] with each channel's gain and bias fitted to the photo's exposure; itself when prior is 0.
+def exposure_fit(render: Tensor, photo: Tensor, prior: float) -> Tensor:
+    """Gain and bias of each channel [2, 3] that bring a render [H, W, 3] nearest to a photo.
 
-    Minimises mean (g I + b - P)^2 + prior ((g - 1)^2 + b^2) per channel, in closed form. The fit takes no gradient: it
-    is a property of the photograph, found anew at every step, so it needs no state and no view numbers.
+    Minimises mean (g I + b - P)^2 + prior ((g - 1)^2 + b^2) per channel, in closed form. It takes no gradient and is
+    found anew at every step, so it needs no numbers of views.
     """
-    if prior <= 0:
-        return render
     image, target = render.detach().reshape(-1, 3), photo.reshape(-1, 3)
     mean, square, cross = image.mean(0), (image * image).mean(0) + prior, (image * target).mean(0) + prior
     determinant = square * (1 + prior) - mean * mean
     gain = (cross * (1 + prior) - mean * target.mean(0)) / determinant
     bias = (square * target.mean(0) - mean * cross) / determinant
-    return render * gain + bias
+    return torch.stack([gain, bias])
+
+
+def exposed(render: Tensor, fit: Tensor, usual: Tensor) -> Tensor:
+    """The render [H, W, 3] in the exposure ``fit`` of its photo, if in the exposure ``usual`` it would stay as it is.
+
+    Both [2, 3], gain and bias of each channel. Fits alone leave the scene's own brightness open: any scene times any
+    gain fits as well. What is usual holds it.
+    """
+    gain = fit[0] / usual[0].clamp(min=0.05)
+    return render * gain + (fit[1] - usual[1] * gain)
 
 
 def volume(scales: Tensor, drawn: Tensor, unit: float) -> Tensor:

@@ -34,8 +34,11 @@ from scene_distill.training.telemetry import telling
 LIBRARIES_BYTES = 100 * 10**6
 """What libraries still take when training has begun, and what is decoded and copied beside the units in work."""
 
-NEARLY_FULL = 0.9
-"""Part of --max-memory above which room is made after a round; the rest is for what a round takes for moments."""
+MOMENTS = (0.1, 0.3)
+"""At least and at most this part of --max-memory is kept free for what a round takes for moments."""
+
+COPIES_OF_STATE = 4
+"""So many times its state a lane takes for moments: neighbours' copies when it opens, files when it closes."""
 
 IMAGES_SHARE = 0.5
 """Part of the memory left beside the working set that photos may fill; the rest keeps evicted blocks in RAM."""
@@ -129,10 +132,13 @@ class Training:
         what still exceeds it is taken from the evicted blocks in RAM."""
         if not self.config.max_memory:
             return
-        most = NEARLY_FULL * memory.parse_bytes(self.config.max_memory)
-        if memory.rss_bytes() > most:
+        budget = memory.parse_bytes(self.config.max_memory)
+        lanes = -(-self.config.lanes // self.runtime.workers.count)
+        least, most = (part * budget for part in MOMENTS)
+        above = budget - min(max(COPIES_OF_STATE * lanes * self.runtime.largest_bytes, least), most)
+        if memory.rss_bytes() > above:
             memory.return_freed_memory()
-            self.runtime.shrink_ram(max(int(memory.rss_bytes() - most), 0))
+            self.runtime.shrink_ram(max(int(memory.rss_bytes() - above), 0))
 
     def _log_scores(self, step: Progress) -> None:
         """In the first step of a round, a line with the shared scoreboard: running PSNR and SSIM of every unit."""

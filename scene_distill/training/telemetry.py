@@ -158,7 +158,7 @@ def board_rows(step: Progress, shown: Shown) -> list[Row]:
     blocks = f"block{'s' * (len(step.lanes) > 1)} {units}"
     rows = [Row("round", f"{step.round + 1} of {step.rounds}, training {blocks}")]
     if "loss" in shown.parts:
-        others = {k: v for k, v in shown.parts.items() if k not in ("loss", "visible", *COUNTS)}
+        others = {k: v for k, v in shown.parts.items() if k not in ("loss", "psnr", "visible", *COUNTS)}
         parts = "  ".join(f"{name} {value:.3g}" for name, value in others.items())
         rows.append(Row("loss", f"{shown.parts['loss']:.4f}", curve(shown.losses), parts))
     if shown.psnr is not None:

@@ -16,7 +16,7 @@ from scene_distill.methods.momentum_gs.merged import MergedCity
 from scene_distill.methods.momentum_gs.method import MomentumGS
 from scene_distill.nets.gaussian_decoder import BANK, DISTANCE, DecoderOptions, decoder_from_state, make_decoder
 from scene_distill.objectives.momentum import consistency
-from scene_distill.objectives.photometric import exposed
+from scene_distill.objectives.photometric import exposed, exposure_fit
 from scene_distill.renderers.anchors import decode
 from scene_distill.representations.anchors import Anchors
 
@@ -126,9 +126,31 @@ def test_the_plain_quaternion_loss_punishes_the_other_sign():
 def test_exposure_is_undone_where_it_is_affine_and_held_back_by_the_prior():
     photo = torch.rand(20, 30, 3, generator=torch.Generator().manual_seed(0))
     render = (photo - 0.1) / 0.8
-    torch.testing.assert_close(exposed(render, photo, 1e-8), photo, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(exposed(render, photo, 1e8), render, rtol=1e-3, atol=1e-3)
-    assert exposed(render, photo, 0.0) is render
+    none = torch.tensor([[1.0] * 3, [0.0] * 3])
+    fit = exposure_fit(render, photo, 1e-8)
+    torch.testing.assert_close(fit, torch.tensor([[0.8] * 3, [0.1] * 3]), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(exposed(render, fit, none), photo, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(exposure_fit(render, photo, 1e8), none, rtol=1e-3, atol=1e-3)
+
+
+def test_an_exposure_that_is_usual_changes_nothing():
+    render = torch.rand(20, 30, 3, generator=torch.Generator().manual_seed(0))
+    usual, fit = torch.tensor([[1.5] * 3, [-0.2] * 3]), torch.tensor([[0.75] * 3, [0.1] * 3])
+    torch.testing.assert_close(exposed(render, usual, usual), render)
+    scene = 1.5 * render - 0.2  # any scene in an exposure of its own gives the photo
+    torch.testing.assert_close(exposed(scene, fit, usual), 0.75 * render + 0.1)
+
+
+def test_exposures_are_fitted_from_their_step_on_and_their_mean_stays_with_the_block(scene, tmp_path):
+    plain = train(CONFIG, scene, tmp_path / "plain")
+    never = train(replace(CONFIG, exposure=0.01, exposure_from=1.0), scene, tmp_path / "never")
+    late = train(replace(CONFIG, exposure=0.01), scene, tmp_path / "late")
+    models = [method.merge(runtime.states()).anchors.features for method, runtime in (plain, never, late)]
+    assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+    for saved in late[1].states().values():
+        gain, bias = saved()["exposure.usual"]
+        assert ((gain > 0.2) & (gain < 2)).all() and bias.abs().max() < 0.6
+    assert all("exposure.usual" not in saved() for saved in never[1].states().values())
 
 
 def test_the_teacher_and_the_memory_move_on_their_clocks(scene, tmp_path):

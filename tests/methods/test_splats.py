@@ -191,6 +191,19 @@ def test_blocks_merge_by_cell_and_degrees_rise(scene, tmp_path):
     assert learned.tolist() == [True] * 9 + [False] * 7  # degree 2 from 16 of 20 steps on
 
 
+def test_a_block_tells_the_psnr_of_its_pictures_now_and_then(scene, tmp_path):
+    told: dict[int, dict[int, float]] = {}
+
+    def hear(step):
+        for unit, numbers in step.lanes:
+            if "psnr" in numbers:
+                told.setdefault(unit, {})[step.done_steps] = numbers["psnr"]
+                assert 1 <= numbers["psnr"] / (-10 * np.log10(numbers["l1"])) <= 2  # L1^2 <= MSE <= L1
+
+    train(replace(CONFIG, blocks=3, lanes=3, iterations=20, visits=2), scene, tmp_path, hear)
+    assert {unit: len(values) for unit, values in told.items()} == {0: 3, 1: 3, 2: 3}  # steps 0, 8, 16 of 20
+
+
 def test_export_writes_the_splats_as_they_are(scene, tmp_path, capsys):
     from scene_distill.cli import main
     from scene_distill.export import read_splats

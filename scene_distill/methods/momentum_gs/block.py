@@ -31,6 +31,10 @@ from scene_distill.training.metrics import psnr
 from scene_distill.training.optimisers import AdamMoments, log_linear
 from scene_distill.training.scene_blocks import View, view_of_step
 
+USUAL_EXPOSURE = "exposure.usual"
+EXPOSURE_RATE = 0.1
+"""Weight of a photo in the running mean of exposures."""
+
 
 @dataclass(frozen=True, eq=False)
 class BlockSetting:
@@ -61,6 +65,7 @@ class BlockTraining:
         )
         self.owner, self.stamp, self.steps = state[OWNER], state[STAMP], state[STEPS]
         self.born = births_of(state, "anchors.positions")
+        self.usual_exposure = state.get(USUAL_EXPOSURE)
         self.drawn = torch.zeros_like(self.steps)
         self.copies = torch.ones_like(self.owner) if copies is None else copies
         self.round = round_.index
@@ -91,7 +96,7 @@ class BlockTraining:
             gaussians = decode(anchors, drawing, visible, view.camera)
             rendering = render(faded(gaussians, weights), view.camera)
             rendering.means2d.retain_grad()
-            image = photometric.exposed(rendering.image, photo, self.config.exposure)
+            image = self._as_photographed(rendering.image, photo, step)
             loss, numbers = self._reconstruction(image, photo, gaussians)
             if self.decoder.teaching:
                 loss, numbers = self._taught(loss, numbers, anchors, visible, view, gaussians)
@@ -117,12 +122,24 @@ class BlockTraining:
         names = ("opacity", "views", "gradient", "slot_views")
         state |= {f"growth.{name}": getattr(self.statistics, name) for name in names}
         state[BORN] = self.born
+        if self.usual_exposure is not None:
+            state[USUAL_EXPOSURE] = self.usual_exposure
         drawn = self.drawn > 0
         stamp = torch.where(drawn, torch.full_like(self.stamp, 2 * self.round), self.stamp)
         state |= {OWNER: self.owner, STAMP: stamp, STEPS: torch.where(drawn, self.drawn, self.steps)}
         if not self.shares:
             return state | self.decoder.state(), {}
         return state | phase_after(self.config, self.visit), self._scores()
+
+    def _as_photographed(self, image: Tensor, photo: Tensor, step: int) -> Tensor:
+        """A render in its photo's exposure relative to what is usual among the block's photos, where that is on."""
+        config = self.config
+        if config.exposure <= 0 or step < config.exposure_from * config.iterations:
+            return image
+        fit = photometric.exposure_fit(image, photo, config.exposure)
+        before = fit if self.usual_exposure is None else self.usual_exposure
+        self.usual_exposure = torch.lerp(before, fit, EXPOSURE_RATE)
+        return photometric.exposed(image, fit, self.usual_exposure)
 
     def _reconstruction(self, image: Tensor, photo: Tensor, gaussians: Gaussians) -> tuple[Tensor, dict[str, float]]:
         config, drawn = self.config, gaussians.opacities > 0

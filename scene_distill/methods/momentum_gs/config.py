@@ -81,8 +81,11 @@ class MomentumGSConfig(RunConfig):
     """Length of an appearance vector per training photo that the colour head sees; 0: none (the paper's runs). Their
     table is shared by all blocks; held-out views are drawn with the mean."""
     exposure: float = 0.0
-    """Fit gain and bias of each channel of a render to its photo before they are compared, pulled towards no change
-    with this weight per pixel; 0: compare as they are (paper)."""
+    """Fit gain and bias of each channel of a render to its photo before they are compared, relative to their running
+    mean over the block's photos, pulled towards no change with this weight per pixel; 0: compare as they are
+    (paper)."""
+    exposure_from: float = 0.5
+    """Fraction of the steps after which exposures are fitted: before, a fit takes up what is not learned yet."""
 
     visits: int = 20
     """Stays of a block on a lane; a visit lasts iterations / visits steps (paper: 120)."""

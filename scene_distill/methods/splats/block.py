@@ -23,11 +23,15 @@ from scene_distill.representations import splat_densification as densification
 from scene_distill.representations.births import BORN, births_after, births_of, first_births
 from scene_distill.representations.splat_densification import DensificationRules, ScreenGradients
 from scene_distill.representations.splats import Splats, stored_tensors
+from scene_distill.training.metrics import psnr
 from scene_distill.training.optimisers import AdamMoments, log_linear
 from scene_distill.training.scene_blocks import View, view_of_step
 
 PARAMETERS = ("means", "log_scales", "quats", "opacity_logits", "sh")
 """What is learned: the fields of `Splats`."""
+
+PSNR_EVERY = 8
+"""Steps of a block from one that logs its picture's PSNR, which takes a pass over the pixels, to the next."""
 
 FIRST_OPACITY = 0.3
 """Opacity before the first step (3DGS: 0.1): short schedules end better with splats that cover from the start."""
@@ -75,9 +79,12 @@ class BlockTraining:
             options = DrawOptions(absolute_gradients=growing and self.config.growth_absolute)
             rendering = render(drawn, view.camera, options=options)
             rendering.means2d.retain_grad()
-            loss, l1, ssim = photometric.reconstruction(rendering.image, view.photo(), self.config.dssim)
+            photo = view.photo()
+            loss, l1, ssim = photometric.reconstruction(rendering.image, photo, self.config.dssim)
             loss.backward()
             log |= {"loss": loss.item(), "l1": l1.item(), "ssim": ssim.item()}
+            if step % PSNR_EVERY == 0:
+                log["psnr"] = psnr(rendering.image.detach().clamp(0, 1), photo)
             self._apply(drawn, rows, step)
             if growing:
                 self._observe(rendering, rows, view.camera)
