@@ -1,6 +1,7 @@
 """The viewer beside a run: before its first commit, while it trains, after a kill, when it is finished."""
 
 import json
+import os
 import shutil
 import threading
 import time
@@ -126,6 +127,19 @@ def test_a_damaged_checkpoint_is_a_sentence_and_a_later_one_is_taken_up(town_con
     manifest.write_text(whole)
     session._next_merge = 0.0
     assert session.poll()
+
+
+def test_lanes_of_several_workers_are_told_apart(town_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(town_run, run)
+    state = json.loads((run / "training.json").read_text())
+    log = (run / "log.jsonl").read_text().splitlines(keepends=True)
+    (run / "log.jsonl").write_text("".join(log[: len(log) // 2]))
+    for workers, owners in ((2, [0, 1]), (3, [0, 1])):
+        alive = {"state": "training", "workers": workers, "pid": os.getpid()}
+        (run / "training.json").write_text(json.dumps(state | alive))
+        lanes = open_session(run).status()["lanes"]
+        assert sorted((lane["lane"], lane["worker"]) for lane in lanes) == list(enumerate(owners)), workers
 
 
 def test_the_log_is_followed_through_rewinds_and_half_lines(tmp_path):

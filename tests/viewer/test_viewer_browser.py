@@ -256,6 +256,11 @@ def test_a_run_in_training_is_paused_stepped_changed_and_resumed_from_the_page(c
         page.page.click("#pause")
         page.until("document.getElementById('state').textContent === 'paused'")
         at = page.until("viewer.status.state === 'paused' && viewer.status.step")
+        page.tab("Blocks")
+        page.until("document.querySelectorAll('.chip.training').length === 2")
+        chips = "[...document.querySelectorAll('.chip.training')].map((chip) => [chip.textContent, chip.title]).sort()"
+        assert page.page.evaluate(chips) == [[f"{n} · w0", f"lane {n} on worker 0"] for n in (0, 1)]
+        page.tab("Training")
         page.page.click("#step")
         page.until(f"viewer.status.step === {at} + 2")
         page.page.fill("[aria-label='dssim']", "0.4")
