@@ -23,7 +23,7 @@ install: .venv/.installed
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q torch==2.14.1 torchvision==0.29.1
-	$(BIN)/python -m pip install -q -e '.[nerfstudio,city,dev]'
+	$(BIN)/python -m pip install -q -e '.[nerfstudio,city,diffusion,dev]'
 	touch $@
 
 lint:

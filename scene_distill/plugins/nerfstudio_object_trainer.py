@@ -76,19 +76,8 @@ class ObjectTrainer(Trainer):
             self.training = ObjectInTraining(run)
             self._workers = started.pop_all()
 
-    def train(self) -> None:
-        """Train what is left, save the object, nerfstudio's checkpoint and the files; prints what next."""
-        try:
-            with one_sentence(), self._workers:
-                self._begin()
-                self._train()
-        except KeyboardInterrupt:
-            raise SystemExit("stopped; what was committed is kept (continues with --resume True)") from None
-        finally:
-            for onlooker in self.onlookers:
-                onlooker.close()
-
     def _train(self) -> None:
+        """Train what is left, save the object, nerfstudio's checkpoint and the files; prints what next."""
         from scene_distill.export.object_files import write_object
         from scene_distill.methods.text_to_3d.telling import telling
 

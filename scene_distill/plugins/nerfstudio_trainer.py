@@ -30,6 +30,7 @@ class Trainer:
         self.config = config
         self.train_lock = Lock()
         self.training_state: Literal["training", "paused", "completed"] = "training"
+        self.plan_only = False
         self.onlookers: tuple[Onlookers, ...] = ()
         self._workers = ExitStack()
 
@@ -44,13 +45,14 @@ class Trainer:
             workers = started.enter_context(workers_of(entry.name, config))
             self.training = prepare(entry.name, config, entry.build, workers)
             self._workers = started.pop_all()
-            if self.training.config.dry_run:
+            self.plan_only = self.training.config.dry_run
+            if self.plan_only:
                 say(plan_text(self.training))
                 say_next(f"ns-train {entry.name} --data {self.config.data}", "the same without --dry-run")
 
     def train(self) -> None:
-        """Train what is left, save the model, nerfstudio's checkpoint and the metrics; prints figures and what next."""
-        if self.training.config.dry_run:
+        """Train what is left, unless only the plan was asked for; a key press stops it and loses nothing."""
+        if self.plan_only:
             self._workers.close()
             return
         try:
@@ -73,6 +75,7 @@ class Trainer:
             self.onlookers += (Loggers(self.config, folder.path),)
 
     def _train(self) -> None:
+        """Train what is left, save the model, nerfstudio's checkpoint and the metrics; prints figures and what next."""
         from scene_distill.export.run_pictures import picture_writer
         from scene_distill.training.evaluation import summary
 
