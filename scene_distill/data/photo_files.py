@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def read_header(path: Path) -> PhotoHeader:
 
     Pixels are not decoded unless the file lacks its format's end mark; then they are, to be sure that it is damaged.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise PhotoFault("the photo is missing")
     try:
         with Image.open(path) as image:

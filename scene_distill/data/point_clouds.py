@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,14 @@ def read_point_cloud(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     Float colours are taken as [0, 1]. Raises `UserError` when the file is missing, damaged or has no x, y, z.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"the point cloud {path} is missing; export it again or correct ply_file_path")
     data = path.read_bytes()
     try:
         table = _vertices(data)
         points = np.stack([table[axis].astype(np.float64) for axis in "xyz"], 1)
-    except (ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{path} is damaged or not a PLY point cloud ({error}); export it again") from error
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
+        raise UserError(f"{path} is damaged or not a PLY point cloud ({str(error)[:80]}); export it again") from error
     names = table.dtype.names or ()
     if not {"red", "green", "blue"} <= set(names):
         return points, np.full((len(points), 3), 128, np.uint8)

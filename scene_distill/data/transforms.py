@@ -24,6 +24,7 @@ from scene_distill.data.scene import Scene
 
 _PINHOLE_LIKE = frozenset({"OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE"})
 _ROTATION_TOLERANCE = 1e-3
+_LONGEST_NAME = 500
 
 
 def read_transforms(path: Path) -> PosedSet:
@@ -38,11 +39,9 @@ def read_transforms(path: Path) -> PosedSet:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable JSON ({error}); export it again") from error
     frames = content.get("frames") if isinstance(content, dict) else None
-    if not isinstance(frames, list) or not all(
-        isinstance(f, dict) and isinstance(f.get("file_path"), str) for f in frames
-    ):
+    if not isinstance(frames, list) or not all(isinstance(f, dict) and _is_name(f.get("file_path")) for f in frames):
         raise UserError(f"{path} has no list of frames with a file_path each; it is not a nerfstudio transforms.json")
-    if not isinstance(content.get("ply_file_path") or "", str):
+    if not _is_name(content.get("ply_file_path") or ""):
         raise UserError(f"{path} has a ply_file_path that is not the name of a file; correct or remove it")
     photos = [_photo(content, frame, path) for frame in frames]
     points, colors = np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
@@ -98,6 +97,11 @@ def _held_out(content: dict[str, Any], path: Path) -> frozenset[str] | None:
     return None
 
 
+def _is_name(value: object) -> bool:
+    """Whether something can be the name of a file."""
+    return isinstance(value, str) and len(value) <= _LONGEST_NAME
+
+
 def _name(file_path: str) -> str:
     return Path(file_path).as_posix()
 
@@ -105,7 +109,7 @@ def _name(file_path: str) -> str:
 def _photo(content: dict[str, Any], frame: dict[str, Any], path: Path) -> PosedPhoto:
     photo = path.parent / frame["file_path"]
     if photo.suffix.lower() not in SUFFIXES:
-        photo = next((p for s in (".png", ".jpg") if (p := Path(f"{photo}{s}")).is_file()), photo)
+        photo = next((p for s in (".png", ".jpg") if os.path.isfile(p := Path(f"{photo}{s}"))), photo)
     lens = _lens({**content, **frame}, photo, path)
     return PosedPhoto(_name(frame["file_path"]), photo, lens, _pose(frame.get("transform_matrix")))
 

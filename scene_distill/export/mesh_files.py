@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -194,7 +195,7 @@ def _lost_texture(path: Path, mesh: TriangleMesh) -> str | None:
     words = _words_after(path, "TextureFile" if path.suffix.lower() == ".ply" else "mtllib")
     if words is not None and path.suffix.lower() == ".obj":
         material = path.parent / words
-        words = _words_after(material, "map_Kd") if material.is_file() else words
+        words = _words_after(material, "map_Kd") if os.path.isfile(material) else words
     if words is None:
         return None
     try:
