@@ -133,7 +133,7 @@ def _lens(values: dict[str, Any], photo: Path, path: Path) -> Lens | None:
         fy = float(values.get("fl_y", fx))
         cx, cy = float(values.get("cx", width / 2)), float(values.get("cy", height / 2))
         k1, k2, p1, p2 = (float(values.get(key, 0.0)) for key in ("k1", "k2", "p1", "p2"))
-    except (TypeError, ValueError, ZeroDivisionError, PhotoFault):
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError, PhotoFault):
         return None
     return Lens(width, height, fx, fy, cx, cy, k1, k2, p1, p2)
 
@@ -142,7 +142,7 @@ def _pose(matrix: object) -> np.ndarray | None:
     """``cam_from_world`` [4, 4] in OpenCV axes of an OpenGL world_from_cam; None unless finite and a rotation."""
     try:
         world_from_cam = np.array(matrix, dtype=float)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if world_from_cam.shape not in ((4, 4), (3, 4)) or not np.isfinite(world_from_cam).all():
         return None

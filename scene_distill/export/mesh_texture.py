@@ -1,7 +1,7 @@
 """A texture for a mesh, from the photographs it was made from (or from renders).
 
-xatlas (MIT) cuts the surface into charts and packs them. Every texel then looks for the cameras that see its point of
-the surface, nothing in front, and takes the mean of their colours weighted by
+Charts lie flat on the sides of a box (`mesh_charts`); xatlas (MIT) packs them. Every texel then looks for
+the cameras that see its point of the surface, nothing in front, and takes the mean of their colours weighted by
 
     w = (cos(angle between normal and ray) * focal / depth)^4
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
+from scene_distill.export.mesh_charts import find_charts, flattened
 from scene_distill.export.open3d_library import load_open3d, ray_scene
 from scene_distill.representations.meshes import TriangleMesh
 
@@ -72,17 +73,20 @@ def unwrap(mesh: TriangleMesh, settings: TextureSettings = TextureSettings()) ->
         raise UserError(
             f"textures need xatlas ({error}); install it with pip install 'scene-distill[meshes]'"
         ) from error
-    atlas = xatlas.Atlas()
-    middle = mesh.vertices.mean(axis=0)
-    atlas.add_mesh((mesh.vertices - middle).astype(np.float32), mesh.faces.astype(np.uint32))
-    charts, packing = xatlas.ChartOptions(), xatlas.PackOptions()
-    charts.max_iterations = 1
+    texel = float(np.sqrt(mesh.face_areas().sum())) / settings.size
+    charts = find_charts(mesh, texel)
+    flat = flattened(mesh, charts)
+    atlas, packing = xatlas.Atlas(), xatlas.PackOptions()
+    atlas.add_uv_mesh(
+        (flat.place / texel).astype(np.float32), flat.faces.astype(np.uint32), charts.chart[:, None].astype(np.uint32)
+    )
     # A resolution without a scale: xatlas chooses the scale so that one page of about that resolution holds all.
     packing.padding, packing.resolution, packing.bilinear = settings.padding, settings.size, True
-    atlas.generate(chart_options=charts, pack_options=packing)
-    origin, faces, uvs = atlas[0]
+    atlas.generate(pack_options=packing)
+    kept, faces, uvs = atlas[0]
     if atlas.atlas_count != 1:
         raise UserError(f"{len(mesh)} faces do not fit one texture of {settings.size} texels; allow fewer faces")
+    origin = flat.origin[kept]
     colors = None if mesh.colors is None else mesh.colors[origin]
     split = TriangleMesh(mesh.vertices[origin], faces.astype(np.int64), colors)
     return split, np.clip(uvs.astype(np.float32), 0.0, 1.0)
