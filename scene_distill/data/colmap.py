@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 
-from scene_distill.core.errors import UserError
+from scene_distill.core.errors import UserError, brief
 from scene_distill.core.geometry import rotmats_from_quats
 from scene_distill.data import colmap_binary, colmap_text
 from scene_distill.data.lens import Lens
@@ -204,4 +204,4 @@ def _parsed(parse: Callable[[Path], T], path: Path) -> T:
     try:
         return parse(path)
     except (ValueError, IndexError, OverflowError, struct.error, OSError, MemoryError) as error:
-        raise UserError(f"{path} is damaged or not a COLMAP file ({error}); export the model again") from error
+        raise UserError(f"{path} is damaged or not a COLMAP file ({brief(error)}); export the model again") from error

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from scene_distill.core.cameras import Camera
-from scene_distill.core.errors import UserError
+from scene_distill.core.errors import UserError, brief
+from scene_distill.data.photo_files import UNREADABLE
 from scene_distill.data.scene import Frame
 
 
@@ -37,8 +38,10 @@ def read_photo(frame: Frame, width: int | None = None) -> Tensor:
                 )
             image.draft("RGB", (2 * target.width, 2 * target.height))
             rgb = on_black(image)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise UserError(f"{frame.path} cannot be decoded ({error}); restore it or take it out of the scene") from error
+    except UNREADABLE as error:
+        raise UserError(
+            f"{frame.path} cannot be decoded ({brief(error)}); restore it or take it out of the scene"
+        ) from error
     if rgb.size != (target.width, target.height):
         rgb = rgb.resize((target.width, target.height), _filter(rgb.size, target))
     return torch.from_numpy(np.array(rgb, dtype=np.uint8))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scene_distill.core.errors import UserError
+from scene_distill.core.errors import UserError, brief
 from scene_distill.data import colmap, photos
 from scene_distill.data.photo_files import PhotoFault, PhotoHeader, list_photos, read_header
 from scene_distill.data.posed import PosedPhoto, PosedSet, Progress
@@ -261,5 +261,5 @@ def _scene_info(folder: Path) -> dict[str, object]:
         if "origin_lat_lon_alt" in content:
             info["origin"] = [float(value) for value in content["origin_lat_lon_alt"]]
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable scene_info.json ({error}); correct or remove it") from error
+        raise UserError(f"{path} is not a readable scene_info.json ({brief(error)}); correct or remove it") from error
     return info

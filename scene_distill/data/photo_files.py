@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from PIL import Image
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 """File name endings taken for photos (any case)."""
+
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, MemoryError, Image.DecompressionBombError)
+"""What Pillow raises for damaged photos."""
 
 _ORIENTATION = 0x0112
 _MODES = frozenset({"RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"})
@@ -52,7 +56,7 @@ def read_header(path: Path) -> PhotoHeader:
             if not _ends_well(path, image.format or ""):
                 image.load()
             return header
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         raise PhotoFault(f"the photo cannot be read ({_reason(error)})") from error
 
 
@@ -68,4 +72,4 @@ def _ends_well(path: Path, kind: str) -> bool:
 
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error).split("\n")[0]
-    return "not an image" if "cannot identify" in text else text
+    return "not an image" if "cannot identify" in text else text[:80] or "a part of it claims to be larger than memory"

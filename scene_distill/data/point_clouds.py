@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scene_distill.core.errors import UserError
+from scene_distill.core.errors import UserError, brief
 
 _TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2", "ushort": "u2",
@@ -29,7 +29,7 @@ def read_point_cloud(path: Path) -> tuple[np.ndarray, np.ndarray]:
         table = _vertices(data)
         points = np.stack([table[axis].astype(np.float64) for axis in "xyz"], 1)
     except (ValueError, IndexError, KeyError, OverflowError) as error:
-        raise UserError(f"{path} is damaged or not a PLY point cloud ({str(error)[:80]}); export it again") from error
+        raise UserError(f"{path} is damaged or not a PLY point cloud ({brief(error)}); export it again") from error
     names = table.dtype.names or ()
     if not {"red", "green", "blue"} <= set(names):
         return points, np.full((len(points), 3), 128, np.uint8)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from scene_distill.core.errors import UserError
+from scene_distill.core.errors import UserError, brief
 from scene_distill.data.lens import Lens
 from scene_distill.data.photo_files import SUFFIXES, PhotoFault, read_header
 from scene_distill.data.point_clouds import read_point_cloud, write_point_cloud
@@ -37,7 +37,7 @@ def read_transforms(path: Path) -> PosedSet:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not readable JSON ({error}); export it again") from error
+        raise UserError(f"{path} is not readable JSON ({brief(error)}); export it again") from error
     frames = content.get("frames") if isinstance(content, dict) else None
     if not isinstance(frames, list) or not all(isinstance(f, dict) and _is_name(f.get("file_path")) for f in frames):
         raise UserError(f"{path} has no list of frames with a file_path each; it is not a nerfstudio transforms.json")

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from scene_distill.core.errors import UserError
+from scene_distill.core.errors import UserError, brief
 from scene_distill.core.files import write_atomically
 from scene_distill.data.images import on_black
 from scene_distill.data.lens import Lens
-from scene_distill.data.photo_files import PhotoFault
+from scene_distill.data.photo_files import UNREADABLE, PhotoFault
 
 _BORDER_SAMPLES = 200
 _JPEG_QUALITY = 95
@@ -48,6 +48,13 @@ def pinhole_of(lens: Lens) -> Lens:
     if min(width, height) < 1:
         raise UserError(f"the lens {lens} leaves no pixel after undistortion; calibrate it again")
     return Lens(width, height, lens.fx, lens.fy, *(-low * kept).tolist())
+
+
+def _pinhole_for(path: Path, lens: Lens) -> Lens:
+    try:
+        return pinhole_of(lens)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _inner_bounds(lens: Lens, sides: np.ndarray, innermost: Callable[[np.ndarray], float]) -> np.ndarray:
@@ -109,15 +116,15 @@ class Undistorter:
         be written.
         """
         if self._pinhole is None or lens != self._lens:
-            self._lens, self._pinhole, self._grid = lens, pinhole_of(lens), None
+            self._lens, self._pinhole, self._grid = lens, _pinhole_for(path, lens), None
         target = undistorted_path(path, lens, self._cache)
         if target.is_file():
             return target, self._pinhole
         try:
             with Image.open(path) as image:
                 pixels = np.array(on_black(image), dtype=np.float32)
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise PhotoFault(f"the photo cannot be decoded ({error})") from error
+        except UNREADABLE as error:
+            raise PhotoFault(f"the photo cannot be decoded ({brief(error)})") from error
         if self._grid is None:
             self._grid = _sampling_grid(lens, self._pinhole)
         source = torch.from_numpy(pixels).permute(2, 0, 1)[None]
