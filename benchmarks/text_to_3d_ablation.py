@@ -146,7 +146,7 @@ def one(arm: Arm, prompt: str, seed: int, bench: Bench, options: argparse.Namesp
 def setting(arm: Arm, seed: int, options: argparse.Namespace) -> tuple[TextMethod, DreamerXLConfig]:
     """The method and config of an arm, its number of steps still open."""
     method = find_text_method(arm.method)
-    plain = {"clip": "none"} if arm.equal else {}
+    plain = {"clip": "none"} if arm.equal else {"levels": "published", "guidance": None}
     defaults = {**method.defaults, **plain, **arm.changes}
     config = DreamerXLConfig(
         image_size=options.image_size, seed=seed, visits=1, threads=options.threads, **defaults
