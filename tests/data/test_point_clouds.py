@@ -44,6 +44,11 @@ def test_clouds_without_colour_are_grey_and_damage_is_told(tmp_path):
     path.write_text(header + "1 2 3\n4 5 6\n")
     points, colors = read_point_cloud(path)
     assert points.tolist() == [[1, 2, 3], [4, 5, 6]] and (colors == 128).all()
+    for order, count in ((b"binary_little_endian", b"9" * 30), (b"binary_little_" * 300, b"2")):
+        path.write_bytes(header.encode().replace(b"ascii", order).replace(b"vertex 2", b"vertex " + count))
+        with pytest.raises(UserError, match=r"p\.ply is damaged") as told:
+            read_point_cloud(path)
+        assert len(str(told.value)) < 300 + len(str(path))
     path.write_text(header + "1 2 3")
     with pytest.raises(UserError, match="promises 2 vertices"):
         read_point_cloud(path)

@@ -91,7 +91,9 @@ def test_matrices_that_are_no_pose_are_left_out(tmp_path, content, matrix):
     assert list(scene.skipped) == ["images/photo_05.jpg"] and "rotation" in scene.skipped["images/photo_05.jpg"]
 
 
-@pytest.mark.parametrize(("key", "value"), [("fl_x", "wide"), ("fl_x", -3.0), ("w", None), ("cx", float("nan"))])
+@pytest.mark.parametrize(
+    ("key", "value"), [("fl_x", "wide"), ("fl_x", -3.0), ("w", None), ("w", 1e400), ("cx", float("nan"))]
+)
 def test_numbers_that_are_no_lens_are_left_out(tmp_path, content, key, value):
     content["frames"][5][key] = value
     scene = load_scene(save(tmp_path, content))
@@ -109,6 +111,9 @@ def test_numbers_that_are_no_lens_are_left_out(tmp_path, content, key, value):
         ({"ply_file_path": "nowhere.ply"}, r"nowhere\.ply is missing"),
         ({"ply_file_path": None}, "no 3D points"),
         ({"ply_file_path": 7}, "ply_file_path that is not the name"),
+        ({"ply_file_path": "p" * 501}, "ply_file_path that is not the name"),
+        ({"ply_file_path": "p" * 300}, "is missing"),
+        ({"frames": [{"file_path": "[" * 5000}]}, "list of frames"),
         ({"test_filenames": 2**24}, "test_filenames that are not a list"),
         ({"train_filenames": ["images/photo_01.jpg", {}]}, "train_filenames that are not a list"),
         ({"camera_model": []}, r"camera model \[\]"),
