@@ -36,8 +36,10 @@ class Bench:
 def main(arguments: list[str]) -> None:
     """Run the benchmark and print its figures."""
     options = tyro.cli(Bench, args=arguments, prog="scene-distill bench")
-    from scene_distill.core.files import write_json
+    from scene_distill.core.files import check_writable, write_json
 
+    if options.json:
+        check_writable(options.json)
     report = measured(options)
     _print(report)
     if options.json:

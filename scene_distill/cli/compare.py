@@ -37,12 +37,14 @@ def main(arguments: list[str]) -> None:
     if options.pictures < 1 or options.width < 1:
         raise UserError("--pictures and --width are at least 1")
     from scene_distill.cli.runs import open_run
+    from scene_distill.core.files import check_writable
     from scene_distill.export.report_compare import write_comparison
     from scene_distill.training.comparison import compare, labels, refuse_other_views
     from scene_distill.training.lpips import load_lpips
     from scene_distill.training.report import Measured
 
     labels(options.runs)
+    check_writable(options.output)
     lpips = load_lpips(options.lpips_weights) if options.lpips_weights else None
     opened: list[Measured] = []
     for path in options.runs:

@@ -44,9 +44,11 @@ def main(arguments: list[str]) -> None:
     for line in machine():
         say(line)
     if options.data is None:
+        if options.output or options.json:
+            raise UserError("--output and --json are about a data folder; name one with --data")
         say_next("scene-distill doctor --data DIR", "check a data folder too")
         return
-    from scene_distill.core.files import write_json
+    from scene_distill.core.files import check_writable, write_json
     from scene_distill.data.doctor import examine
     from scene_distill.data.load import load_scene
     from scene_distill.methods import find_method
@@ -54,6 +56,9 @@ def main(arguments: list[str]) -> None:
     find_method(options.method)
     if options.photos < 0:
         raise UserError(f"--photos {options.photos} is negative; 0 looks at all photos")
+    for path in (options.output, options.json):
+        if path:
+            check_writable(path)
 
     with progress("reading", 100) as meter:
         scene = load_scene(
@@ -97,7 +102,7 @@ def machine() -> list[str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     lines = [
-        f"machine    {platform.machine()}, {cores} cores, {format_bytes(pages)} of memory",
+        f"machine    {platform.machine()}, {cores} core{'s' * (cores != 1)}, {format_bytes(pages)} of memory",
         f"python     {platform.python_version()}, torch {torch.__version__}, numpy {version('numpy')}",
     ]
     try:

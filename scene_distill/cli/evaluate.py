@@ -29,15 +29,18 @@ class Evaluate:
 def main(arguments: list[str]) -> None:
     """Measure, write metrics.json and pictures, print the figures."""
     options = tyro.cli(Evaluate, args=arguments, prog="scene-distill eval")
-    from scene_distill.cli.runs import open_run
-    from scene_distill.core.files import read_json, write_json
+    from scene_distill.cli.runs import data_flag, open_run
+    from scene_distill.core.files import check_folder_writable, check_writable, read_json, write_json
     from scene_distill.export.run_pictures import picture_writer
     from scene_distill.training.evaluation import summary
     from scene_distill.training.lpips import load_lpips
     from scene_distill.training.report import report_run
 
     lpips = load_lpips(options.lpips_weights) if options.lpips_weights else None
+    if options.json:
+        check_writable(options.json)
     run = open_run(options.run, options.data)
+    check_folder_writable(run.folder.path)
     kept = ("seconds", "steps", "peak_memory_bytes", "trained")
     before = read_json(run.folder.metrics) if run.folder.metrics.exists() else {}
     extra = {key: before[key] for key in kept if key in before}
@@ -48,4 +51,4 @@ def main(arguments: list[str]) -> None:
     for file in () if lpips is None else lpips.files:
         if not file["published"]:
             say(f"! {file['file']} is none of the files we know; its LPIPS compares only with that of the same file")
-    say_next(f"scene-distill compare {options.run} RUN", "beside another run, as a page")
+    say_next(f"scene-distill compare {options.run} RUN{data_flag(options.data)}", "beside another run, as a page")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import tyro
 
 from scene_distill.cli.export_geometry import FORMATS as GEOMETRY_FORMATS
-from scene_distill.cli.export_geometry import MeshOptions, export_geometry
+from scene_distill.cli.export_geometry import MeshOptions, check_mesh_options, export_geometry, geometry_folder
 from scene_distill.core.console import progress, say, say_next
 from scene_distill.core.errors import UserError
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Export:
     """Write a run, or a splat file of any kind, as another kind of splat file, in world frame and scale: neural colours
     are baked to spherical harmonics, scenes that are splats go out as they are. Prints the file's size and what it has
-    lost, as the PSNR of three views drawn from the file against the same views of the source."""
+    lost: of a run on its held-out views, of a file as the PSNR of three views drawn from both."""
 
     source: tyro.conf.Positional[Path]
     """Run folder; or a .ply, .compressed.ply, .splat, .spz, .sog, .glb, .gltf or .html file, or a SOG folder."""
@@ -50,75 +51,103 @@ class Export:
 
 
 def main(arguments: list[str]) -> None:
-    """Bake or read, write the files, and measure what each costs."""
+    """Bake or read, write the files, and measure what each costs. What can be refused is refused before the work."""
     options = tyro.cli(Export, args=arguments, prog="scene-distill export")
     from scene_distill.export.formats import named_format
 
     geometry = [name for name in dict.fromkeys(options.format) if name in GEOMETRY_FORMATS]
-    formats = [named_format(name) for name in dict.fromkeys(options.format) if name not in geometry]
+    splat_names = [name for name in dict.fromkeys(options.format) if name not in geometry]
+    formats = [named_format(name, GEOMETRY_FORMATS) for name in splat_names]
     if not formats + geometry:
         raise UserError("--format names no format; name one or several, such as ply spz html mesh-tsdf.")
+    targets = check(options, formats, geometry)
     if geometry:
         files = export_geometry(options.source, geometry, options.output_dir, options.data, options.mesh)
         if not formats:
             say_next(f"ls -lh {files[0].parent}", "what was written")
             return
-    if options.source.is_file() or (options.source / "meta.json").is_file():
-        convert(options, formats)
+    if splat_file(options.source) is None:
+        export_run(options, targets)
     else:
-        export_run(options, formats)
+        convert(options, targets)
 
 
-def export_run(options: Export, formats: list[SplatFormat]) -> None:
+def check(options: Export, formats: Sequence[SplatFormat], geometry: Sequence[str]) -> dict[Path, SplatFormat]:
+    """The splat files to write and their formats; raises `UserError` for whatever cannot be done."""
+    from scene_distill.core.files import check_folder_writable, check_writable
+    from scene_distill.export.sog import META_NAME
+    from scene_distill.export.spz import check_version
+    from scene_distill.training.run_folder import RunFolder
+
+    if not options.source.exists():
+        raise UserError(f"{options.source} does not exist; give a run folder or a splat file")
+    check_version(options.spz_version)
+    if options.refine < 0:
+        raise UserError(f"--refine {options.refine} is negative; 0 leaves the plain bake")
+    check_mesh_options(geometry, options.mesh)
+    source = splat_file(options.source)
+    if source is None:
+        RunFolder(options.source).method()
+        folder, stem = options.output_dir or options.source / "exports", "scene"
+    else:
+        folder = options.output_dir or source.parent
+        stem = source.parent.name if source.name == META_NAME else source.name.split(".")[0]
+    targets = {kind.path_in(folder, stem): kind for kind in formats}
+    for path in targets:
+        check_writable(path)
+        if source is not None and path.exists() and path.samefile(source):
+            raise UserError(f"{path} is the source itself; name another --output-dir or --format.")
+    if geometry:
+        check_folder_writable(geometry_folder(options.source, options.output_dir))
+    return targets
+
+
+def splat_file(source: Path) -> Path | None:
+    """The file that stands for a source of splats: itself, or the meta.json of a SOG folder; None for a run folder."""
+    from scene_distill.export.sog import META_NAME
+
+    if source.is_file():
+        return source
+    return source / META_NAME if (source / META_NAME).is_file() else None
+
+
+def export_run(options: Export, targets: Mapping[Path, SplatFormat]) -> None:
     """Write a run's splats, and measure the files against the run on its held-out views."""
     import torch
 
-    from scene_distill.cli.runs import open_run
+    from scene_distill.cli.runs import data_flag, open_run
     from scene_distill.export.metadata import SplatMetadata
-    from scene_distill.export.round_trip import chosen_views, pictures
 
     run = open_run(options.source, options.data)
     splats = bake(run, options.refine)
     world = replace(splats, means=splats.means + torch.as_tensor(run.trained.origin, dtype=torch.float32))
-    frames = run.scene.test_frames or run.scene.frames
-    views = chosen_views([run.images.camera(frame) for frame in frames], run.trained.origin)
-    before = pictures(world, views)
-    folder = options.output_dir or run.folder.path / "exports"
-    for kind in formats:
-        path = kind.path_in(folder, "scene")
+    for path, kind in targets.items():
         write(kind, world, path, SplatMetadata.of_scene(run.scene), options)
         say(measured(run, path))
-        say(lost(path, before, views))
-    say_next(f"scene-distill render {options.source} --views all", "pictures of every view")
+    say_next(f"scene-distill render {options.source} --views all{data_flag(options.data)}", "pictures of every view")
 
 
-def convert(options: Export, formats: list[SplatFormat]) -> None:
+def convert(options: Export, targets: Mapping[Path, SplatFormat]) -> None:
     """Write a splat file in other formats; the source is given up before the files are read back, so that two scenes
     are never in memory at once."""
     from scene_distill.export.formats import read_splats
     from scene_distill.export.round_trip import orbit_views, pictures
-    from scene_distill.export.sog import META_NAME
 
-    source = options.source / META_NAME if options.source.is_dir() else options.source
+    source = splat_file(options.source)
+    assert source is not None
     splats, metadata = read_splats(source)
     if not metadata.source:
         metadata = replace(metadata, source=source.name)
     views = orbit_views(splats, metadata.up, metadata.antialiased)
     before = pictures(splats, views)
-    stem = source.parent.name if source.name == META_NAME else source.name.split(".")[0]
-    written = []
-    for kind in formats:
-        path = kind.path_in(options.output_dir or source.parent, stem)
-        if path.exists() and path.samefile(source):
-            raise UserError(f"{path} is the source itself; name another --output-dir or --format.")
+    for path, kind in targets.items():
         write(kind, splats, path, metadata, options)
-        written.append(path)
     count = len(splats)
     del splats
-    for path in written:
+    for path in targets:
         say(f"{path}: {count} splats, {size_mb(path):.2f} MB")
         say(lost(path, before, views))
-    say_next(f"scene-distill view {written[-1]}", "look at it in a browser")
+    say_next(f"scene-distill view {path}", "look at it in a browser")
 
 
 def write(kind: SplatFormat, splats: Splats, path: Path, metadata: SplatMetadata, options: Export) -> None:
@@ -138,7 +167,8 @@ def lost(path: Path, before: Pictures, views: Views) -> str:
 
     values = round_trip_psnr(before, pictures(read_splats(path)[0], views))
     each = ", ".join(f"{value:.2f}" for value in values)
-    return f"round trip: PSNR {sum(values) / len(values):.2f} dB to the source (views: {each})"
+    mean = sum(values) / len(values)
+    return f"round trip: PSNR {mean:.2f} dB of the file against its source, drawn from {len(values)} views ({each})"
 
 
 def size_mb(path: Path) -> float:
@@ -154,12 +184,14 @@ def size_mb(path: Path) -> float:
 
 
 def measured(run: OpenRun, path: Path) -> str:
-    """What a splat file holds, and the PSNR it has lost against the run on the held-out views."""
+    """What a splat file holds; what it has lost against the run on the held-out views, each against its photo; and how
+    near its pictures of these views are to the run's."""
     import torch
 
     from scene_distill.export import read_splats
     from scene_distill.export.bake import bake_report
     from scene_distill.renderers.splat import render
+    from scene_distill.training.evaluation import SplatScene
 
     origin = run.trained.origin
     splats = read_splats(path)[0]
@@ -170,11 +202,15 @@ def measured(run: OpenRun, path: Path) -> str:
         lambda camera: render(splats, camera).image,
         [(run.images.camera(f).moved(origin), run.images.get(f).to(torch.float32) / 255.0) for f in frames],
     )
+    views = f"{report.views} {'held-out' if run.scene.test_frames else 'training'} views"
+    loss = round(report.psnr_loss, 2) + 0.0  # + 0.0: no -0.00
+    changed = "the format" if isinstance(run.trained, SplatScene) else "baking and the format"
     return (
         f"{path}: {len(splats)} splats, {size_mb(path):.1f} MB\n"
-        f"file: PSNR {report.neural_psnr:.2f} dB from the run, {report.baked_psnr:.2f} dB from the file "
-        f"(loss {report.psnr_loss:.2f} dB) on {report.views} views; "
-        f"file against run {report.baked_to_neural_psnr:.2f} dB"
+        f"against the photos of {views}: PSNR {report.neural_psnr:.2f} dB from the run, "
+        f"{report.baked_psnr:.2f} dB from the file (loss {loss:.2f} dB)\n"
+        f"against the run's pictures of these views: PSNR {report.baked_to_neural_psnr:.2f} dB from the file, "
+        f"which is what {changed} changed"
     )
 
 

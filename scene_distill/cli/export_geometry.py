@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,9 @@ FORMATS = (
     "cameras-nerfstudio",
 )  # fmt: skip
 """What ``--format`` takes beside the splat formats."""
+
+LEAST_FACES, TEXELS = 4, (16, 16_384)
+"""Faces of the smallest mesh, and sides of the smallest and the largest texture, that are made."""
 
 LARGEST_WIDTH_PX = 1600
 """Width that photos of a file's cameras are shrunk to; a run's photos keep the width it was trained at."""
@@ -82,8 +86,8 @@ def export_geometry(source: Path, formats: Sequence[str], folder: Path | None, d
     """Write everything in ``formats`` (of `FORMATS`) and say what it is; returns the files that others open."""
     from scene_distill.export.metadata import SplatMetadata
 
+    folder = geometry_folder(source, folder)
     opened = open_source(source, data)
-    folder = folder or (source / "exports" if source.is_dir() else source.parent)
     metadata = SplatMetadata.of_scene(opened.scene)
     written: list[Path] = []
     for kind in formats:
@@ -96,6 +100,25 @@ def export_geometry(source: Path, formats: Sequence[str], folder: Path | None, d
     return written
 
 
+def geometry_folder(source: Path, folder: Path | None) -> Path:
+    """Where the files of a source go when ``folder`` is not given: exports/ in a folder, else beside the file."""
+    return folder or (source / "exports" if source.is_dir() else source.parent)
+
+
+def check_mesh_options(formats: Sequence[str], options: MeshOptions) -> None:
+    """Raise `UserError` for options that the ``formats`` (of `FORMATS`) cannot have."""
+    for kind in formats:
+        if kind.startswith("mesh-"):
+            surface_settings(kind.removeprefix("mesh-"), options)
+            if not options.files:
+                raise UserError("--mesh.files names no file; choose of glb, obj, ply")
+    if "points" in formats:
+        if not 0 <= options.point_opacity <= 1:
+            raise UserError(f"--mesh.point-opacity {options.point_opacity:g} is no opacity; it lies in [0, 1]")
+        if not options.points:
+            raise UserError("--mesh.points names no file; choose of ply, pcd, las")
+
+
 def open_source(source: Path, data: Path | None) -> GeometrySource:
     """A run folder with the data it was trained on, or a splat file with the posed photos in ``data``."""
     import numpy as np
@@ -106,7 +129,7 @@ def open_source(source: Path, data: Path | None) -> GeometrySource:
     from scene_distill.export.formats import read_splats
     from scene_distill.export.surface import SurfaceSource
 
-    if (source / "config.yaml").is_file():
+    if source.is_dir() and not (source / "meta.json").is_file():
         return _open_run(source, data)
     if data is None:
         raise UserError(f"{source} has no cameras; name the folder with the posed photos it was made from with --data")
@@ -161,6 +184,19 @@ def surface_settings(method: str, options: MeshOptions) -> SurfaceSettings:
         raise UserError(f"there is no mesh method '{method}'; choose one of {', '.join(METHODS)}")
     if options.faces < 0 or options.texture < 0 or not 0 <= options.min_opacity < 1:
         raise UserError("--mesh.faces and --mesh.texture cannot be negative, and --mesh.min-opacity lies in [0, 1)")
+    for flag, length in (("voxel", options.voxel), ("max-depth", options.max_depth)):
+        if length is not None and not 0 < length < math.inf:
+            raise UserError(f"--mesh.{flag} {length:g} cannot be used; give a positive size in the scene's unit")
+    if not 0 < options.level < math.inf:
+        raise UserError(f"--mesh.level {options.level:g} cannot be used; give a positive density")
+    if not 0 <= options.min_component <= 1:
+        raise UserError(f"--mesh.min-component {options.min_component:g} is no share; it lies in [0, 1]")
+    if not 0 <= options.trim < math.inf:
+        raise UserError(f"--mesh.trim {options.trim:g} cannot be used; give voxels, or 0 to keep the closed surface")
+    if 0 < options.faces < LEAST_FACES:
+        raise UserError(f"a mesh of {options.faces} faces cannot be made; allow at least {LEAST_FACES}")
+    if options.texture and not TEXELS[0] <= options.texture <= TEXELS[1]:
+        raise UserError(f"a texture of {options.texture} texels cannot be made; choose {TEXELS[0]} to {TEXELS[1]}")
     return SurfaceSettings(
         method=next(known for known in METHODS if known == method),
         voxel_m=options.voxel,

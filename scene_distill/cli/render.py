@@ -40,14 +40,18 @@ def main(arguments: list[str]) -> None:
     options = tyro.cli(Render, args=arguments, prog="scene-distill render")
     import torch
 
-    from scene_distill.cli.runs import open_run
+    from scene_distill.cli.runs import data_flag, open_run
+    from scene_distill.core.files import check_folder_writable
     from scene_distill.export.run_pictures import picture_writer
 
+    if options.output_dir:
+        check_folder_writable(options.output_dir)
     run = open_run(options.run, options.data)
     scene = run.scene
     draw = tinted(run) if options.tint_blocks else partial(run.trained.render, with_depth=True)
     frames = {"test": scene.test_frames, "train": scene.train_frames, "all": scene.frames}[options.views]
     folder = options.output_dir or run.folder.renders
+    check_folder_writable(folder)
     write = picture_writer(folder)
     with progress("rendering", len(frames)) as meter:
         for done, frame in enumerate(frames, 1):
@@ -55,7 +59,8 @@ def main(arguments: list[str]) -> None:
             write(frame, draw(run.images.camera(frame)), photo)
             meter.update(done)
     say(f"{len(frames)} views written to {folder}")
-    say_next(f"scene-distill export {options.run} --format ply", "a splat file for other programs")
+    again = f"{options.run} --format ply{data_flag(options.data)}"
+    say_next(f"scene-distill export {again}", "a splat file for other programs")
 
 
 def tinted(run: OpenRun) -> Callable[[Camera], Rendering]:

@@ -105,6 +105,7 @@ def kind_of(first: bytes) -> str:
 
 
 async def _serve(options: View, session: Session, access: Access, films: Path) -> None:
+    from scene_distill.cli.runs import data_flag
     from scene_distill.viewer.server import ViewerServer
 
     async with ViewerServer(session, access, films).running(options.host, options.port) as server:
@@ -114,7 +115,9 @@ async def _serve(options: View, session: Session, access: Access, films: Path) -
         say(f"viewing {session.title}: http://{name}:{port}{query}    (Ctrl-C stops)")
         if options.host in ("127.0.0.1", "::1", "localhost"):
             say(f"from another machine: ssh -L {port}:localhost:{port} THIS-MACHINE, then open that address there")
-        say_next(f"scene-distill export {options.what} --format ply" if Path(options.what).is_dir()
-                 else "scene-distill view RUN", "a splat file for other programs"
-                 if Path(options.what).is_dir() else "a run, also while it trains")  # fmt: skip
+        if Path(options.what).is_dir():
+            again = f"{options.what} --format ply{data_flag(options.data)}"
+            say_next(f"scene-distill export {again}", "a splat file for other programs")
+        else:
+            say_next("scene-distill view RUN", "a run, also while it trains")
         await asyncio.get_running_loop().create_future()

@@ -66,6 +66,9 @@ class RunConfig:
 HOW_TO_RUN = frozenset({"resume", "dry_run", "output_dir", "threads", "max_memory", "workers", "worker_timeout"})
 """Fields that say how to run, not what is trained: a resumed run may change them."""
 
+READ_FROM = frozenset({"data", "test_list"})
+"""Fields with the paths of what a run reads: a run keeps them absolute, so that it can be opened from any folder."""
+
 
 def to_plain(config: Any) -> dict[str, Any]:
     """The config as a dict of plain YAML/JSON values (paths as strings, tuples as lists)."""
@@ -150,4 +153,14 @@ def save_config(config: Any, path: Path, method: str) -> None:
 def changed_fields(old: Any, new: Any) -> list[str]:
     """Names of the fields that decide what is trained and differ between two configs."""
     a, b = to_plain(old), to_plain(new)
+    for plain in (a, b):
+        plain.update({name: str(Path(plain[name]).resolve()) for name in READ_FROM if plain.get(name) is not None})
     return [name for name in b if name not in HOW_TO_RUN and a.get(name) != b[name]]
+
+
+def with_absolute_paths(config: ConfigT) -> ConfigT:
+    """The config with the paths of what a run reads (`READ_FROM`) made absolute, seen from the working directory."""
+    paths = {name: getattr(config, name, None) for name in READ_FROM}
+    return dataclasses.replace(  # type: ignore[type-var]
+        config, **{name: path.absolute() for name, path in paths.items() if isinstance(path, Path)}
+    )

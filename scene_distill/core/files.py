@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,52 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             os.close(descriptor)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        raise write_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def write_error(path: Path, error: OSError) -> UserError:
+    """The sentence for a file or folder that could not be written: what is wrong, and what helps against that."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR):
+        file = next((one for one in [*reversed(path.parents), path] if os.path.isfile(one)), path)
+        return UserError(f"cannot write {path}: {file} exists and is no folder; choose another folder")
+    if error.errno == errno.EISDIR:
+        return UserError(f"cannot write {path}: a folder of that name exists; choose another name")
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to")
+    if error.errno == errno.ENOENT:
+        return UserError(f"cannot write {path}: there is no such folder and none can be made; choose another folder")
+    return UserError(f"cannot write {path}: {error.strerror or error}; choose another folder")
+
+
+def check_writable(path: Path) -> None:
+    """Raise `UserError` now where a file could not be written to ``path`` after long work; nothing stays behind."""
+    if os.path.isdir(path):
+        raise write_error(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    check_folder_writable(path.parent, path)
+
+
+def check_folder_writable(folder: Path, told: Path | None = None) -> None:
+    """Raise `UserError` where no file can be made in ``folder``, there or yet to be made; it names ``told`` (default:
+    the folder). A file is made in it and removed, and so are the folders that were missing."""
+    made: list[Path] = []
+    try:
+        missing = [one for one in [folder, *folder.parents] if not one.exists()]
+        for one in reversed(missing):
+            one.mkdir()
+            made.append(one)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise write_error(told or folder, error) from error
+    finally:
+        for one in reversed(made):
+            with contextlib.suppress(OSError):
+                one.rmdir()
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 from scene_distill.core.cameras import Camera
 from scene_distill.core.configs import load_config, to_plain
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import read_json, write_json
+from scene_distill.core.files import read_json, write_error, write_json
 from scene_distill.core.geometry import quats_from_rotmats
 from scene_distill.core.seeds import numpy_generator
 from scene_distill.data.city_layout import build_city
@@ -125,9 +125,7 @@ def make_city(config: CityConfig, root: Path, progress: Progress | None = None) 
         shutil.rmtree(root, ignore_errors=True)
         os.replace(scratch, root)
     except OSError as error:
-        raise UserError(
-            f"cannot write the city to {root}: {error.strerror}; free some space or choose another folder"
-        ) from error
+        raise write_error(root, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return root

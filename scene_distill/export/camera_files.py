@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import write_json
+from scene_distill.core.files import write_error, write_json
 from scene_distill.core.geometry import quats_from_rotmats
 from scene_distill.data.colmap import ColmapCamera, ColmapImage, ColmapModel, ColmapPoints, write_model
 from scene_distill.data.scene import Frame, Scene
@@ -116,8 +116,6 @@ def _whole_folder(folder: Path, entries: tuple[str, ...], fill: Callable[[Path],
                 shutil.rmtree(target)
             os.replace(scratch / name, target)
     except OSError as error:
-        raise UserError(
-            f"cannot write {folder}: {error.strerror or error}; free some space or choose another folder"
-        ) from error
+        raise write_error(folder, error) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -6,7 +6,7 @@ A file format is one module with ``read(path)`` and ``write(splats, path, metada
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,12 +77,14 @@ def splat_format(path: Path) -> SplatFormat:
     raise UserError(f"{path} has no known splat format; name the file {extensions}.")
 
 
-def named_format(name: str) -> SplatFormat:
-    """Format by the name that ``--format`` takes; `UserError` for one that is not known."""
+def named_format(name: str, others: Sequence[str] = ()) -> SplatFormat:
+    """Format by the name that ``--format`` takes; `UserError` for one that is not known, with all names and those of
+    ``others`` that are no splat formats."""
     for known in SPLAT_FORMATS:
         if known.name == name:
             return known
-    raise UserError(f"There is no format '{name}'; the splat formats are {', '.join(f.name for f in SPLAT_FORMATS)}.")
+    known_names = ", ".join([*(known.name for known in SPLAT_FORMATS), *others])
+    raise UserError(f"There is no format '{name}'; choose of {known_names}.")
 
 
 def write_splats(splats: Splats, path: Path, metadata: SplatMetadata) -> None:

@@ -37,6 +37,13 @@ CURVE_NAMES = {
 
 TILE_WIDTH = 200
 
+PAIRED = (
+    "Differences are paired: both runs are measured on the same drawn views. Green and red differences have an "
+    "interval that leaves out zero. "
+)
+
+UNLIKE = " Losses of different methods, or with different weights, are not the same quantity."
+
 
 def write_comparison(path: Path, runs: Sequence[ComparedRun], pictures: int, width: int,
                      told: Callable[[int], None] = lambda done: None) -> None:  # fmt: skip
@@ -55,7 +62,7 @@ def write_comparison(path: Path, runs: Sequence[ComparedRun], pictures: int, wid
             section("Pictures", _slider(runs, views, sources)),
             section("View by view", _view_by_view(runs)),
             section("Training", _curves(runs)),
-            section("Settings that differ", _settings(runs)),
+            section("Settings that differ", _settings(runs)) if len(runs) > 1 else "",
             section("Provenance", _provenance(runs)),
         ]
     )
@@ -101,13 +108,14 @@ def _view(runs: Sequence[ComparedRun], frame: Frame, width: int) -> dict[str, An
 
 def _figures(runs: Sequence[ComparedRun]) -> str:
     metrics = [m for m in METRICS if all(m in view for run in runs for view in run.found.per_view.values())]
-    head = ["run", "method", *(NAMES[m] for m in metrics), "primitives", "training", "steps"]
+    head = ["run", *(NAMES[m] for m in metrics), "primitives", "training"]
     rows = []
     for index, run in enumerate(runs):
         figures = [_with_ends(run.interval(m), m) for m in metrics]
         seconds = duration(run.told["seconds"]) if "seconds" in run.told else "–"
-        counts = [f"{len(run.run.trained):,}", seconds, f"{run.told['steps']:,}" if "steps" in run.told else "–"]
-        rows.append([chip(index) + text(run.label), text(run.run.method), *figures, *counts])
+        steps = f"{run.told['steps']:,} steps" if "steps" in run.told else ""
+        name = _two_lines(chip(index) + f"<b>{text(run.label)}</b>", text(run.run.method))
+        rows.append([name, *figures, f"{len(run.run.trained):,}", _two_lines(seconds, steps)])
     parts = [table(head, rows)]
     if len(runs) > 1:
         head = ["difference", *(NAMES[m] for m in metrics), "better views (PSNR)"]
@@ -115,9 +123,9 @@ def _figures(runs: Sequence[ComparedRun]) -> str:
         parts.append(f"<h3>Against {text(runs[0].label)}, view by view</h3>" + table(head, rows))
     parts.append(
         f'<p class="note">Means over views, raw figures first, with {LEVEL:.0%} confidence in brackets: a bootstrap '
-        f"over views ({RESAMPLES:,} draws, percentiles). Differences are paired: both runs are measured on the same "
-        "drawn views. Green and red differences have an interval that leaves out zero. The interval says how figures "
-        "would vary with other views of this scene; it knows nothing of what another training seed would change. "
+        f"over views ({RESAMPLES:,} draws, percentiles). {PAIRED if len(runs) > 1 else ''}The interval says how "
+        "figures would vary with other views of this scene; it knows nothing of what another training seed would "
+        "change. "
         "Colour-corrected figures fit a render's colours to its held-out photo first and are never mixed with raw ones."
         "</p>"
     )
@@ -126,7 +134,12 @@ def _figures(runs: Sequence[ComparedRun]) -> str:
 
 def _with_ends(interval: Interval, metric: str) -> str:
     digits = DIGITS.get(metric, 4)
-    return f'{interval.mean:.{digits}f} <span class="ci">[{interval.low:.{digits}f}, {interval.high:.{digits}f}]</span>'
+    return _two_lines(f"{interval.mean:.{digits}f}", f"[{interval.low:.{digits}f}, {interval.high:.{digits}f}]")
+
+
+def _two_lines(above: str, below: str) -> str:
+    """A cell with small print below its value, so that columns stay narrow; both are HTML."""
+    return f'{above} <span class="ci below">{below}</span>'
 
 
 def _difference(run: ComparedRun, baseline: ComparedRun, metrics: Sequence[str], index: int) -> list[str]:
@@ -135,8 +148,8 @@ def _difference(run: ComparedRun, baseline: ComparedRun, metrics: Sequence[str],
         found, digits = run.against(baseline, metric), DIGITS.get(metric, 4)
         better = found.mean < 0 if metric.startswith("lpips") else found.mean > 0
         kind = ("good" if better else "bad") if found.excludes_zero else ""
-        ends = f'<span class="ci">[{found.low:+.{digits}f}, {found.high:+.{digits}f}]</span>'
-        cells.append(f'<span class="{kind}">{found.mean:+.{digits}f}</span> {ends}')
+        ends = f"[{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+        cells.append(_two_lines(f'<span class="{kind}">{found.mean:+.{digits}f}</span>', ends))
     pairs = list(zip(run.values("psnr"), baseline.values("psnr"), strict=True))
     return [*cells, f"{sum(mine > other for mine, other in pairs)} of {len(pairs)}"]
 
@@ -150,6 +163,7 @@ def _slider(runs: Sequence[ComparedRun], views: Sequence[dict[str, Any]], source
             for k, name in enumerate(sources)
         )
 
+    hard = "where the runs differ most" if len(runs) > 1 else "where the PSNR is lowest"
     tiles = "".join(
         f'<div class="tile"><img src="{view["thumbnail"]}" alt=""><span>{text(view["name"])}</span></div>'
         for view in views
@@ -164,11 +178,13 @@ def _slider(runs: Sequence[ComparedRun], views: Sequence[dict[str, Any]], source
       <div class="bar"></div><span class="tag l"></span><span class="tag r"></span></div>
       <div class="tiles">{tiles}</div>
       <p class="note">Drag across the picture; arrow keys change the view. Shown are {len(views)} of
-      {len(runs[0].found.per_view)} views: some spread over the set, some where the runs differ most. Pictures are
+      {len(runs[0].found.per_view)} views: some spread over the set, some {hard}. Pictures are
       compressed for this page; figures were measured before.</p>"""
 
 
 def _legend(runs: Sequence[ComparedRun]) -> str:
+    if len(runs) == 1:
+        return ""
     entries = (f"<span>{chip(index)}{text(run.label)}</span>" for index, run in enumerate(runs))
     return f'<div class="legend">{"".join(entries)}</div>'
 
@@ -181,7 +197,8 @@ def _view_by_view(runs: Sequence[ComparedRun]) -> str:
         Series(run.label, colour(index), places, np.array(run.values("psnr"))[order]) for index, run in enumerate(runs)
     ]
     chart = dot_chart(series, [names[k] for k in order], "PSNR, dB (raw)")
-    return _legend(runs) + chart + '<p class="note">Hardest view of the first run on the left; hover for names.</p>'
+    hardest = "Hardest view of the first run" if len(runs) > 1 else "Hardest view"
+    return f'{_legend(runs)}{chart}<p class="note">{hardest} on the left; hover for names.</p>'
 
 
 def _curves(runs: Sequence[ComparedRun]) -> str:
@@ -197,13 +214,13 @@ def _curves(runs: Sequence[ComparedRun]) -> str:
             f'<div class="by-seconds">{line_chart(times, "seconds of training", label)}</div></div>'
         )
     if not charts:
-        return '<p class="note">None of the runs kept its log.jsonl.</p>'
+        return f'<p class="note">{"None of the runs" if len(runs) > 1 else "The run has not"} kept its log.jsonl.</p>'
     buttons = '<button data-axis="step" class="on">by step</button> <button data-axis="seconds">by time</button>'
     return (
         f'<div class="controls"><span>{buttons}</span></div>{_legend(runs)}'
         f'<div id="curves" class="axis-step"><div class="grid2">{"".join(charts)}</div></div>'
-        '<p class="note">From each run\'s log.jsonl; a point is the mean of neighbouring steps. Losses of different '
-        "methods, or with different weights, are not the same quantity.</p>"
+        f'<p class="note">From {"each" if len(runs) > 1 else "the"} run\'s log.jsonl; a point is the mean of '
+        f"neighbouring steps.{UNLIKE if len(runs) > 1 else ''}</p>"
     )
 
 
@@ -254,9 +271,13 @@ def _made(by: dict[str, Any]) -> str:
     code, machine = by["code"], by["machine"]
     commit = f", commit <code>{text(code['commit'][:12])}</code>" if "commit" in code else ""
     changed = " and changes" if code.get("changed_since") else ""
-    device = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores ({machine['kernels']})"
+    device = machine["gpu"] or f"{machine['processor']}, {_cores(machine['cores'])} ({machine['kernels']})"
     return (
         f"{text(by['time'])}, scene-distill {text(code['version'])}{commit}{changed}, source "
         f"<code>{code['source_sha256'][:12]}</code>, on {text(device)}, {format_bytes(machine['memory_bytes'])}, "
         f"torch {text(machine['torch'])}"
     )
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'s' * (count != 1)}"

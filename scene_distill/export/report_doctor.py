@@ -25,6 +25,12 @@ FLAGGED_MOST = 24
 PHOTO_WIDTH = 420
 ARROW = "#ff2d55"
 
+SHORTEST_ARROW = 0.06
+"""Part of a photo's height below which an arrow says nothing."""
+
+FLAT, WIDE_PX = 0.4, 1130
+"""A side view lower than this part of its width gets a row of its own, this wide."""
+
 
 @dataclass(frozen=True, eq=False)
 class Expected:
@@ -76,17 +82,27 @@ def _maps(scene: Scene, found: Diagnosis) -> str:
     above, side = View(scene, axes[0], axes[1]), View(scene, axes[0], axes[2])
     flagged = set(found.poses.far) | set(found.poses.rolled) | set(found.poses.apart)
     marks = [ARROW if f.name in flagged else colour(1) if f.name in scene.test else colour(0) for f in scene.frames]
-    charts = [
-        ("From above", point_map(above, scene.colors, camera_marks(above, cameras, marks), unit)),
-        ("From the side, up is up", point_map(side, scene.colors, camera_marks(side, cameras, marks), unit)),
-        ("Photos that see a place", view_counts(above, unit)),
+    flat = side.height < FLAT * side.width
+    if flat:
+        side = View(scene, axes[0], axes[2], WIDE_PX)
+    maps = [
+        _map("From above", point_map(above, scene.colors, camera_marks(above, cameras, marks), unit)),
+        _map("Photos that see a place", view_counts(above, unit)),
+        _map("From the side, up is up", point_map(side, scene.colors, camera_marks(side, cameras, marks), unit)),
     ]
-    cells = "".join(f"<div><h3>{text(name)}</h3>{chart}</div>" for name, chart in charts)
+    layout = (
+        f'<div class="grid2">{maps[0]}{maps[1]}</div>{maps[2]}' if flat else f'<div class="grid3">{"".join(maps)}</div>'
+    )
+    look = f', <span style="color:{ARROW}">deserves a look</span>' if flagged else ""
     return (
-        f'<div class="grid2">{cells}</div><p class="note">Cameras: <span style="color:{colour(0)}">training</span>, '
-        f'<span style="color:{colour(1)}">held out</span>, <span style="color:{ARROW}">deserves a look</span>; a line '
+        f'{layout}<p class="note">Cameras: <span style="color:{colour(0)}">training</span>, '
+        f'<span style="color:{colour(1)}">held out</span>{look}; a line '
         "says where a camera looks. The farthest 1 % of the points are not shown.</p>"
     )
+
+
+def _map(name: str, chart: str) -> str:
+    return f"<div><h3>{text(name)}</h3>{chart}</div>"
 
 
 def _expected(scene: Scene, found: Diagnosis, expected: Expected) -> str:
@@ -107,49 +123,66 @@ def _photos(scene: Scene, found: Diagnosis, looks: Sequence[PhotoLook]) -> str:
     bright = Series("brightness", colour(4), places, np.array([look.brightness for look in looks]))
     parts = [f"<h3>Sharpness (logarithm) of {len(looks)} photos</h3>", dot_chart([sharp], names, "log10 sharpness")]
     parts += ["<h3>Brightness</h3>", dot_chart([bright], names, "grey level")]
-    flagged = found.flagged()
+    flagged, arrows = found.flagged(), 0
     if flagged:
         cards = [_card(scene, frames[name], ", ".join(why)) for name, why in list(flagged.items())[:FLAGGED_MOST]]
+        arrows += sum(card.arrow for card in cards)
         more = f" (the first {FLAGGED_MOST} of {len(flagged)})" if len(flagged) > FLAGGED_MOST else ""
-        parts += [f"<h3>Deserve a look{more}</h3>", f'<div class="tiles wide">{"".join(cards)}</div>']
+        parts += [f"<h3>Deserve a look{more}</h3>", _tiles(cards)]
     sound = [frame for frame in scene.frames if frame.name not in flagged]
     typical = [sound[i] for i in np.unique(np.linspace(0, len(sound) - 1, TYPICAL).astype(int))] if sound else []
-    cards = [_card(scene, frame, "") for frame in typical]
-    parts += ["<h3>Others; the arrow points up</h3>", f'<div class="tiles wide">{"".join(cards)}</div>']
+    if typical:
+        cards = [_card(scene, frame, "") for frame in typical]
+        arrows += sum(card.arrow for card in cards)
+        parts += ["<h3>Others</h3>" if flagged else "<h3>Some of them</h3>", _tiles(cards)]
+    if arrows:
+        parts.append('<p class="note">Arrows on photos point up; photos taken straight down have none.</p>')
     return "".join(parts)
 
 
-def _card(scene: Scene, frame: Frame, why: str) -> str:
+@dataclass(frozen=True)
+class _Card:
+    """A photo as HTML, and whether it has an arrow."""
+
+    html: str
+    arrow: bool
+
+
+def _tiles(cards: Sequence[_Card]) -> str:
+    return f'<div class="tiles wide">{"".join(card.html for card in cards)}</div>'
+
+
+def _card(scene: Scene, frame: Frame, why: str) -> _Card:
     from PIL import Image
 
     width = min(PHOTO_WIDTH, frame.camera.width)
     image = Image.fromarray(read_photo(frame, width).numpy())
-    _draw_up(image, scene, frame, frame.camera.resized(width))
+    arrow = _draw_up(image, scene, frame, frame.camera.resized(width))
     reason = f' <b class="warn">{text(why)}</b>' if why else ""
-    return f'<figure><img src="{picture_of(image)}" alt=""><figcaption>{text(frame.name)}{reason}</figcaption></figure>'
+    caption = f"<figcaption>{text(frame.name)}{reason}</figcaption>"
+    return _Card(f'<figure><img src="{picture_of(image)}" alt="">{caption}</figure>', arrow)
 
 
-def _draw_up(image: object, scene: Scene, frame: Frame, camera: Camera) -> None:
-    """An arrow along the up axis at a point near the photo's centre; none where no point is seen there."""
+def _draw_up(image: object, scene: Scene, frame: Frame, camera: Camera) -> bool:
+    """Draw an arrow along the up axis at a point near the photo's centre; False, and none, where no point is seen there
+    or up is towards the camera."""
     from PIL import ImageDraw
 
     points = scene.points[frame.seen]
     pixels, depth = camera.project(points)
     off = np.linalg.norm(pixels - [camera.width / 2, camera.height / 2], axis=1)
     if not (depth > 0).any():
-        return
+        return False
     foot = points[int(np.where(depth > 0, off, np.inf).argmin())]
     length = 0.3 * camera.height / camera.fy * float(camera.project(foot[None])[1][0])
     (start, end), ahead = camera.project(np.stack([foot, foot + length * scene.up]))
-    if (ahead <= 0).any():
-        return
-    draw = ImageDraw.Draw(image)  # type: ignore[arg-type]
-    draw.line([tuple(start), tuple(end)], fill=ARROW, width=3)
     along = end - start
     size = float(np.linalg.norm(along))
-    if size < 12:
-        draw.ellipse([start[0] - 6, start[1] - 6, start[0] + 6, start[1] + 6], outline=ARROW, width=3)
-        return
+    if (ahead <= 0).any() or size < SHORTEST_ARROW * camera.height:
+        return False
+    draw = ImageDraw.Draw(image)  # type: ignore[arg-type]
+    draw.line([tuple(start), tuple(end)], fill=ARROW, width=3)
     along, across = along / size, np.array([-along[1], along[0]]) / size
     tip = [tuple(end + 6 * along), tuple(end - 7 * along + 6 * across), tuple(end - 7 * along - 6 * across)]
     draw.polygon(tip, fill=ARROW)
+    return True

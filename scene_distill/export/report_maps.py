@@ -20,9 +20,9 @@ _FEW_TO_MANY = np.array([[253, 231, 37], [94, 201, 98], [33, 145, 140], [59, 82,
 
 class View:
     """A parallel projection of a scene on two axes [3] each; the first points right, the second up. It shows all but
-    the farthest 1 % of the points, and all cameras."""
+    the farthest 1 % of the points, and all cameras. Its longer side has ``size_px`` pixels."""
 
-    def __init__(self, scene: Scene, right: np.ndarray, up: np.ndarray) -> None:
+    def __init__(self, scene: Scene, right: np.ndarray, up: np.ndarray, size_px: int = SIZE_PX) -> None:
         self.scene, self.axes = scene, np.stack([right, up])
         self.points = scene.points @ self.axes.T
         centers = np.stack([frame.camera.center for frame in scene.frames]) @ self.axes.T
@@ -31,7 +31,7 @@ class View:
         low, high = np.minimum(low, near), np.maximum(high, far)
         room = MARGIN * float((high - low).max()) or 1.0
         self.low, self.high = low - room, high + room
-        self.scale = SIZE_PX / float((self.high - self.low).max())
+        self.scale = size_px / float((self.high - self.low).max())
         self.width, self.height = (max(1, round(float(side) * self.scale)) for side in self.high - self.low)
 
     def pixels(self, positions: np.ndarray) -> np.ndarray:

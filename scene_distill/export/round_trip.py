@@ -6,7 +6,6 @@ The PSNR counts the pixels that either scene covers, so that an empty background
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -64,12 +63,6 @@ def orbit_views(splats: Splats, up: tuple[float, float, float] | None, antialias
         pose = look_at(position, np.zeros(3), axis)
         cameras.append(Camera(WIDTH_PX, HEIGHT_PX, FOCAL_PX, FOCAL_PX, WIDTH_PX / 2, HEIGHT_PX / 2, pose))
     return Views(tuple(cameras), centre.numpy(), antialiased)
-
-
-def chosen_views(cameras: Sequence[Camera], origin: np.ndarray, antialiased: bool = False) -> Views:
-    """Three of a scene's own world cameras, spread over their order; ``origin`` [3] as `Views`."""
-    picks = np.unique(np.linspace(0, len(cameras) - 1, VIEWS).round().astype(int))
-    return Views(tuple(cameras[pick].moved(origin) for pick in picks), origin, antialiased)
 
 
 @torch.no_grad()

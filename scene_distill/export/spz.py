@@ -111,6 +111,12 @@ def _attributes(layout: _Layout) -> list[_Attribute]:
     return [kind for kind in kinds if kind.width]
 
 
+def check_version(version: int) -> None:
+    """Raise `UserError` for a version that is not written."""
+    if version not in VERSIONS:
+        raise UserError(f"There is no .spz version {version}; versions {', '.join(map(str, VERSIONS))} are written.")
+
+
 def write_spz(splats: Splats, path: Path, metadata: SplatMetadata, version: int = DEFAULT_VERSION) -> None:
     """Write the splats in order, atomically and in chunks.
 
@@ -118,8 +124,7 @@ def write_spz(splats: Splats, path: Path, metadata: SplatMetadata, version: int 
     bits, or when there is no space.
     """
     require_storable(splats, path)
-    if version not in VERSIONS:
-        raise UserError(f"There is no .spz version {version}; versions {', '.join(map(str, VERSIONS))} are written.")
+    check_version(version)
     layout = _Layout(version, len(splats), splats.sh_degree, _fractional_bits(splats, path), metadata.antialiased)
     text = json.dumps(metadata.values())
 

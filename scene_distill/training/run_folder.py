@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from scene_distill.core.configs import ConfigT, changed_fields, from_plain, read_yaml, save_config
+from scene_distill.core.configs import ConfigT, changed_fields, from_plain, read_yaml, save_config, with_absolute_paths
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
 
@@ -58,7 +58,8 @@ class RunFolder:
         return self.path / "renders"
 
     def open(self, config: Resumable, method: str) -> None:
-        """Make the folder and write the config, or check that a run to be resumed has the same one.
+        """Make the folder and write the config, its data as an absolute path, or check that a run to be resumed has the
+        same one.
 
         With ``config.resume`` a folder without a run starts one (a run may be killed before it wrote anything). Raises
         `UserError` when the folder holds a run and ``config.resume`` is off, or when settings that decide what is
@@ -78,8 +79,8 @@ class RunFolder:
                     "resume with the same settings or choose another --output-dir"
                 )
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config, lambda temporary: save_config(config, temporary, method))
+        stored = with_absolute_paths(config)
+        write_atomically(self.config, lambda temporary: save_config(stored, temporary, method))
 
     def saved_config(self, kind: type[ConfigT], method: str) -> ConfigT:
         """The config the run was started with."""
@@ -90,7 +91,9 @@ class RunFolder:
 
     def method(self) -> str:
         """Name of the method that made the run; raises `UserError` when this is not a run folder."""
-        if not self.config.exists():
+        if not self.path.exists():
+            raise UserError(f"{self.path} does not exist; give the run folder that training printed")
+        if not self.config.is_file():
             raise UserError(
                 f"{self.path} is not a run folder (no config.yaml in it); give the folder that training printed"
             )
