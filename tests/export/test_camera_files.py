@@ -98,5 +98,8 @@ def test_writing_again_replaces_and_leaves_nothing_half_written(scene, tmp_path,
         write_colmap(scene, folder)
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
     assert len(read_model(folder / "sparse" / "0").images) == 12
+    (tmp_path / "note").write_text("")
+    with pytest.raises(UserError, match="note exists and is no folder"):
+        write_nerfstudio(scene, tmp_path / "note" / "out")
     with pytest.raises(UserError, match="no cameras"):
         write_nerfstudio(Scene(tmp_path, (), scene.points, scene.colors, frozenset(), scene.up), folder)

@@ -16,10 +16,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tiny_scene import make_scene
 
+from scene_distill.core.cameras import look_at
 from scene_distill.core.errors import UserError
 from scene_distill.data.doctor import examine
 from scene_distill.data.images import ImageCache
 from scene_distill.data.load import load_scene
+from scene_distill.export import report_compare
 from scene_distill.export.report_charts import Series, line_chart, span, tick_text, ticks
 from scene_distill.export.report_compare import chosen_views, write_comparison
 from scene_distill.export.report_doctor import Expected, write_doctor_page
@@ -131,6 +133,52 @@ def test_two_methods_on_one_page(tmp_path, data):
     assert f"{interval.mean:+.2f}" in page.words and f"{runs[0].interval('psnr').mean:.2f}" in page.words
 
 
+def test_one_run_is_not_told_what_only_several_need(tmp_path, data):
+    write_comparison(tmp_path / "page.html", compare([measured(tmp_path / "only", data)]), pictures=2, width=30)
+    words = Page(tmp_path / "page.html").words
+    for several in (
+        "paired",
+        "Green and red",
+        "Differences",
+        "runs differ",
+        "that differ",
+        "first run",
+        "each run",
+        "different methods",
+    ):
+        assert several not in words, several
+    assert "bootstrap" in words and "where the PSNR is lowest" in words
+
+
+def test_a_machine_with_one_core_has_one_core():
+    machine = {"gpu": "", "processor": "x", "cores": 1, "kernels": "avx2", "memory_bytes": 1, "torch": "2"}
+    code = {"version": "1", "source_sha256": "0" * 64}
+    said = report_compare._made({"code": code, "machine": machine, "time": "now"})
+    assert "x, 1 core (avx2)" in said
+    assert "x, 2 cores (avx2)" in report_compare._made({"code": code, "machine": machine | {"cores": 2}, "time": "now"})
+
+
+@pytest.mark.parametrize(("size", "shown"), [((1280, 800), (100, 75)), ((900, 60), (56, 42))])
+def test_tables_fit_their_page_and_small_photos_stay_small(tmp_path, data, size, shown):
+    """Photos of 40 x 30 px are enlarged 2.5 times, or to 70 % of the window's height."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no chromium on this machine")
+    engine = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    runs = [measured(tmp_path / name / "a run with a long name", data, logit=2.0 - k) for k, name in enumerate("ab")]
+    write_comparison(tmp_path / "page.html", compare(runs), pictures=2, width=1000)
+    with engine.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = chromium.new_page(viewport={"width": size[0], "height": size[1]})
+        page.goto((tmp_path / "page.html").as_uri())
+        page.wait_for_function("document.querySelector('.split').style.getPropertyValue('--high') !== ''")
+        widths = page.evaluate("[...document.querySelectorAll('.scroll')].map((s) => [s.scrollWidth, s.clientWidth])")
+        box = page.locator(".split").bounding_box()
+        chromium.close()
+    assert all(inside <= outside for inside, outside in widths) and len(widths) >= 2, widths
+    assert (box["width"], box["height"]) == pytest.approx(shown, abs=1)
+
+
 def test_the_script_runs_in_a_browser(tmp_path, data):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
@@ -199,7 +247,32 @@ def test_the_doctors_page_shows_what_deserves_a_look(tmp_path, data):
     assert page.source.count("<figure>") == 16 or "photo_06.jpg" in page.words
     healthy = replace(found, duplicates=[], poses=replace(found.poses, groups=[16], apart=[]), image_coverage=1.0)
     write_doctor_page(tmp_path / "page.html", scene, healthy, looks, [], None)
-    assert "nothing is wrong with it" in Page(tmp_path / "page.html").words
+    healthy_page = Page(tmp_path / "page.html").words
+    assert "nothing is wrong with it" in healthy_page
+    assert "Arrows on photos point up" in healthy_page and "Some of them" in healthy_page
+    for word in ("Others", "Deserve", "deserves a look"):
+        assert word not in healthy_page, word
+
+
+def test_arrows_and_maps_of_photos_taken_straight_down(tmp_path, data):
+    scene = load_scene(data)
+    found, looks = examine(scene, 0)
+    healthy = replace(found, duplicates=[], poses=replace(found.poses, groups=[16], apart=[]))
+    pose = look_at(np.array([0.0, 0.0, 5.0]), np.zeros(3), np.array([0.0, 1.0, 0.0]))
+    down = [replace(f, camera=replace(f.camera, cam_from_world=pose)) for f in scene.frames]
+    points = scene.points.copy()
+    points[:3] = 0.0  # every photo sees one of them, in its middle
+    flat = replace(scene, frames=tuple(down), points=points * [10.0, 10.0, 1.0])
+    write_doctor_page(tmp_path / "flat.html", flat, healthy, looks, [], None)
+    page = Page(tmp_path / "flat.html")
+    assert "rrow" not in page.words
+    order = [page.words.index(name) for name in ("From above", "Photos that see a place", "From the side")]
+    assert order == sorted(order) and 'class="grid3"' not in page.source
+    wide = [int(width) for width in re.findall(r'<svg viewBox="0 0 \d+ \d+" width="(\d+)"', page.source)]
+    assert wide[:3] == [max(wide[:2]), max(wide[:2]), 1130], "the flat side view has a row of its own"
+    tall = replace(scene, frames=tuple(down), points=points)
+    write_doctor_page(tmp_path / "tall.html", tall, healthy, looks, [], None)
+    assert 'class="grid3"' in Page(tmp_path / "tall.html").source
 
 
 def test_text_from_outside_stays_text(tmp_path):
