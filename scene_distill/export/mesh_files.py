@@ -169,6 +169,8 @@ def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
         say(f"{path}: its texture {lost} is no picture that can be read; the mesh comes without it")
         mesh = mesh.without_texture()
     vertices = mesh.vertices @ world_from_file.T
+    if not all(np.isfinite(values).all() for values in (vertices, mesh.colors, mesh.uvs) if values is not None):
+        raise UserError(f"{path} has positions, colours or texture coordinates that are not finite; export it again.")
     return TriangleMesh(vertices, mesh.faces, mesh.colors, mesh.uvs, mesh.texture), metadata
 
 

@@ -43,6 +43,30 @@ def mesh_file(tmp_path):
     return tmp_path / "blocks.glb"
 
 
+def test_a_file_says_that_it_has_no_photos_and_never_waits_for_them(chromium, splat_file, tmp_path):
+    with served(splat_file, tmp_path) as viewer, Page(chromium, viewer) as page:
+        page.tab("Photos")
+        assert page.page.is_disabled("#photo-render") and page.page.is_disabled("#photo-error")
+        assert page.page.inner_text("#panel-Photos .empty").strip()
+        page.do("viewer.left = 'photo'; viewer.right = 'rgb'; viewer.changed()")
+        page.until("viewer.left === 'rgb' && viewer.right === null")
+        page.settle()
+        page.tab("Tools")
+        page.do("const box = document.querySelector('[aria-label=\"x low\"]'); box.value = box.max;"
+                "box.dispatchEvent(new Event('input'))")  # fmt: skip
+        shown = page.page.evaluate("+document.querySelector('[aria-label=\"x low\"]').value")
+        assert abs(shown - page.page.evaluate("viewer.crop.low[0]")) < 0.05
+        assert page.page.evaluate("viewer.crop.low[0] <= viewer.crop.high[0]")
+        page.tab("Film")
+        page.do("document.getElementById('film').textContent = 'an earlier film'")
+        for _ in range(2):
+            page.page.click("#add-keyframe")
+        page.page.fill("[aria-label='Seconds']", "100000")
+        page.page.click("#make-film")
+        page.until("document.getElementById('note').classList.contains('bad')")
+        page.until("document.getElementById('film').textContent === 'an earlier film'")
+
+
 def test_a_mesh_is_looked_at_inspected_measured_and_cropped(chromium, mesh_file):
     with served(mesh_file, mesh_file.parent) as viewer, Page(chromium, viewer) as page:
         assert page.page.is_disabled("#layer-features") and page.page.is_disabled("#draw-browser")

@@ -29,10 +29,12 @@ function draw(canvas, series, log) {
   let low = values[Math.floor(0.005 * (values.length - 1))], high = values[Math.ceil(0.995 * (values.length - 1))];
   if (high - low < 1e-9) { low -= 0.5; high += 0.5; }
   const first = Math.min(...steps), last = Math.max(...steps, first + 1);
-  const left = 34, right = width - 4, top = 5, bottom = height - 14;
+  context.font = "10px system-ui, sans-serif";
+  const label = (at) => number(log ? 10 ** at : at, 3);
+  const widest = Math.max(...[low, (low + high) / 2, high].map((at) => context.measureText(label(at)).width));
+  const left = Math.max(34, Math.ceil(widest) + 6), right = width - 4, top = 5, bottom = height - 14;
   const x = (step) => left + (step - first) / (last - first) * (right - left);
   const y = (value) => bottom - (Math.max(low, Math.min(high, scale(value))) - low) / (high - low) * (bottom - top);
-  context.font = "10px system-ui, sans-serif";
   context.fillStyle = "#737d89";
   context.strokeStyle = "#20252b";
   context.lineWidth = 1;
@@ -40,7 +42,7 @@ function draw(canvas, series, log) {
     const at = low + line / 2 * (high - low), level = Math.round(bottom - line / 2 * (bottom - top)) + 0.5;
     context.beginPath(); context.moveTo(left, level); context.lineTo(right, level); context.stroke();
     context.textAlign = "right";
-    context.fillText(number(log ? 10 ** at : at, 3), left - 4, level + 3);
+    context.fillText(label(at), left - 4, level + 3);
   }
   context.textAlign = "left"; context.fillText(String(Math.round(first)), left, height - 3);
   context.textAlign = "right"; context.fillText(`${Math.round(last)} steps`, right, height - 3);

@@ -22,7 +22,7 @@ export function section(title, ...children) {
 export function slider(name, { min, max, step, value, show = String, change }) {
   const output = el("output", {}, show(value));
   const input = el("input", { type: "range", min, max, step, value, "aria-label": name });
-  input.addEventListener("input", () => { output.textContent = show(+input.value); change(+input.value); });
+  input.addEventListener("input", () => row.set(change(+input.value) ?? +input.value));  // `change` may say what is used instead
   const row = el("div", { className: "row" }, el("label", { className: "name" }, name), el("span", { className: "stretch" }, input), output);
   row.set = (next) => { input.value = next; output.textContent = show(+next); };
   return row;

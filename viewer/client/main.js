@@ -48,12 +48,20 @@ class App {
     connection.on("film", (message) => this.panels.Film.told(message));
     connection.on("said", (message) => note(message.text));
     connection.on("superseded", (message) => this.viewport.refused(message));
-    connection.on("refused", (message) => { this.viewport.refused(message); this.panels.Film.refused(); note(message.why, true); });
+    connection.on("refused", (message) => { if (this.viewport.refused(message)) this.showColours(); this.panels.Film.refused(); note(message.why, true); });
   }
 
   each(name, ...values) { if (this.scene) for (const panel of Object.values(this.panels)) panel[name]?.(...values); }
 
   rebuild() { this.each("scene"); }
+
+  // What every scene has, after layers were refused.
+  showColours() {
+    if (this.left === "rgb" && this.right === null) return;
+    Object.assign(this, { left: "rgb", right: null });
+    this.rebuild();
+    this.changed();
+  }
 
   setScene(scene) {
     const first = !this.scene || this.scene.title !== scene.title;

@@ -16,6 +16,8 @@ export function filmPanel(app) {
   const progress = el("div", { className: "muted", id: "film" });
   const shotSize = el("select", { "aria-label": "Screenshot size" }, ...Object.keys(SIZES).map((name) => el("option", {}, name)));
 
+  let before = [];
+
   function build() {
     const kept = layer.value;
     layer.replaceChildren(...app.scene.layers.filter((one) => !one.missing && one.id !== "photo" && one.id !== "error").map((one) => el("option", { value: one.id }, one.label)));
@@ -41,6 +43,7 @@ export function filmPanel(app) {
   function film() {
     const [width, height] = SIZES[size.value];
     cancel.disabled = false;
+    before = [...progress.childNodes];
     progress.textContent = "begins …";
     app.connection.send({
       type: "path", keyframes: app.keyframes.map((key) => ({ pose: key.pose, fov: key.fov, width, height })), seconds: +seconds.value,
@@ -74,5 +77,5 @@ export function filmPanel(app) {
     section("Screenshot", el("div", { className: "row" }, el("span", { className: "stretch" }, shotSize), el("button", { id: "screenshot", onclick: shoot }, "Save PNG"))),
   );
   shotSize.style.width = "100%";
-  return { node: panel, scene: build, told, shoot, refused: () => { cancel.disabled = true; } };
+  return { node: panel, scene: build, told, shoot, refused: () => { if (cancel.disabled) return; cancel.disabled = true; progress.replaceChildren(...before); } };
 }

@@ -6,9 +6,14 @@ export function photosPanel(app) {
   const panel = el("div", { className: "panel" }), grid = el("div", { className: "photos", id: "photos" });
   const search = el("input", { type: "search", placeholder: "find by name", "aria-label": "Find by name", oninput: () => filter() });
   const empty = el("p", { className: "empty" });
-  let figures = [], version = "";
+  let figures = [], version = null;
 
   function build() {
+    for (const [button, needed] of [[compare, "photo"], [error, "error"]]) {
+      const why = app.scene.layers.find((layer) => layer.id === needed)?.missing;
+      button.disabled = Boolean(why);
+      button.title = why ?? "";
+    }
     const names = app.scene.frames.map((frame) => frame.name).join();
     if (names === version) return;
     version = names;
@@ -23,8 +28,8 @@ export function photosPanel(app) {
     figures.forEach((figure, index) => { figure.hidden = !app.scene.frames[index].name.toLowerCase().includes(search.value.toLowerCase()); });
   }
 
-  const compare = el("button", { onclick: () => { app.left = "photo"; app.right = "rgb"; app.changed(); app.rebuild(); } }, "Photo | render");
-  const error = el("button", { onclick: () => { app.left = "error"; app.right = null; app.changed(); app.rebuild(); } }, "Error heat map");
+  const compare = el("button", { id: "photo-render", onclick: () => { app.left = "photo"; app.right = "rgb"; app.changed(); app.rebuild(); } }, "Photo | render");
+  const error = el("button", { id: "photo-error", onclick: () => { app.left = "error"; app.right = null; app.changed(); app.rebuild(); } }, "Error heat map");
   panel.append(section("Against the nearest photo", el("div", { className: "grid2" }, compare, error)), section("Photos", search, empty), grid);
   return { node: panel, scene: build, frame: () => figures.forEach((figure, index) => figure.classList.toggle("here", index === app.standing)) };
 }

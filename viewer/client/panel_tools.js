@@ -68,6 +68,7 @@ export function toolsPanel(app) {
           app.crop[end][index] = end === "low" ? Math.min(value, app.crop.high[index]) : Math.max(value, app.crop.low[index]);
           app.repaint();
           if (app.crop.on) app.moved();
+          return app.crop[end][index];
         },
       });
     })));

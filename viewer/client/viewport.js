@@ -123,8 +123,11 @@ export class Viewport {
     if (waiting.kind === "sharp" && !this.wanted) document.body.dataset.frame = "sharp";
   }
 
+  // Whether it was the picture waited for that was refused.
   refused(detail) {
-    if (this.waiting && (detail.id === this.waiting.id || detail.id === undefined)) this.waiting = null;
+    const mine = this.waiting !== null && detail.id === this.waiting.id;
+    if (mine || detail.id === undefined) this.waiting = null;
+    return mine && detail.type === "refused";
   }
 
   lost() { this.waiting = null; this.wanted = "sharp"; }
