@@ -153,6 +153,8 @@ def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
         raise UserError(f"reading meshes needs trimesh ({error}); install it with pip install 'scene-distill[meshes]'"
                         ) from error  # fmt: skip
     try:
+        if path.suffix.lower() == ".obj":
+            _check_indices(path)
         metadata, world_from_file = _metadata(path)
         with _quiet("trimesh"):
             mesh = _loaded(trimesh, path)
@@ -172,6 +174,25 @@ def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
     if not all(np.isfinite(values).all() for values in (vertices, mesh.colors, mesh.uvs) if values is not None):
         raise UserError(f"{path} has positions, colours or texture coordinates that are not finite; export it again.")
     return TriangleMesh(vertices, mesh.faces, mesh.colors, mesh.uvs, mesh.texture), metadata
+
+
+def _check_indices(path: Path) -> None:
+    """Raise ValueError for an .obj whose faces name points, texture coordinates or normals that are not there: trimesh
+    makes arrays as long as the largest number."""
+    counts, largest = {b"v": 0, b"vt": 0, b"vn": 0}, [0, 0, 0]
+    with path.open("rb") as file:
+        for line in file:
+            words = line.split()
+            if words and words[0] in counts:
+                counts[words[0]] += 1
+            elif words and words[0] == b"f":
+                for corner in words[1:]:
+                    for place, number in enumerate(corner.split(b"/")[:3]):
+                        if number.lstrip(b"+-").isdigit():
+                            largest[place] = max(largest[place], abs(int(number[:20])))
+    for (kind, count), number in zip(counts.items(), largest, strict=True):
+        if number > count:
+            raise ValueError(f"a face names {kind.decode()} {number} of {count}")
 
 
 @contextmanager

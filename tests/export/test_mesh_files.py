@@ -142,6 +142,14 @@ def test_damaged_files_are_one_sentence(tmp_path, extension) -> None:
     assert refused >= 3
 
 
+@pytest.mark.parametrize("corner", ["200000000", "3/200000000", "3//-200000000"])
+def test_an_obj_whose_faces_name_what_is_not_there_is_refused_before_memory_is_taken(tmp_path, corner) -> None:
+    path = tmp_path / "far.obj"
+    path.write_text(f"v 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvn 0 0 1\nf 1 2 {corner}\n")
+    with pytest.raises(UserError, match=r"far\.obj is damaged or not a mesh \(a face names v[tn]? 200000000 of [13]\)"):
+        read_mesh(path)
+
+
 def test_unknown_names_missing_files_and_empty_meshes_are_refused(tmp_path) -> None:
     with pytest.raises(UserError, match="no known mesh format"):
         write_mesh(cube(), tmp_path / "cube.stl", METADATA)
