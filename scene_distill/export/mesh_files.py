@@ -179,7 +179,8 @@ def read_mesh(path: Path) -> tuple[TriangleMesh, SplatMetadata]:
 def _check_indices(path: Path) -> None:
     """Raise ValueError for an .obj whose faces name points, texture coordinates or normals that are not there: trimesh
     makes arrays as long as the largest number."""
-    counts, largest = {b"v": 0, b"vt": 0, b"vn": 0}, [0, 0, 0]
+    counts = {b"v": 0, b"vt": 0, b"vn": 0}
+    largest = [0, 0, 0]
     with path.open("rb") as file:
         for line in file:
             words = line.split()
@@ -190,9 +191,9 @@ def _check_indices(path: Path) -> None:
                     for place, number in enumerate(corner.split(b"/")[:3]):
                         if number.lstrip(b"+-").isdigit():
                             largest[place] = max(largest[place], abs(int(number[:20])))
-    for (kind, count), number in zip(counts.items(), largest, strict=True):
-        if number > count:
-            raise ValueError(f"a face names {kind.decode()} {number} of {count}")
+    for (kind, count), most in zip(counts.items(), largest, strict=True):
+        if most > count:
+            raise ValueError(f"a face names {kind.decode()} {most} of {count}")
 
 
 @contextmanager
