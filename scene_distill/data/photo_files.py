@@ -44,7 +44,7 @@ def read_header(path: Path) -> PhotoHeader:
 
     Pixels are not decoded unless the file lacks its format's end mark; then they are, to be sure that it is damaged.
     """
-    if not os.path.isfile(path):
+    if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise PhotoFault("the photo is missing")
     try:
         with Image.open(path) as image:

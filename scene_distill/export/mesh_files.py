@@ -26,6 +26,7 @@ from scene_distill.core.console import say
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
 from scene_distill.core.geometry import rotmats_from_quats
+from scene_distill.data.photo_files import UNREADABLE
 from scene_distill.export.mesh_glb import png_bytes, srgb_from_linear, write_mesh_glb
 from scene_distill.export.metadata import SplatMetadata, metadata_from_comments, metadata_from_values
 from scene_distill.representations.meshes import TriangleMesh
@@ -210,7 +211,7 @@ def _quiet(library: str) -> Iterator[None]:
 
 def _lost_texture(path: Path, mesh: TriangleMesh) -> str | None:
     """The texture that a file names and that is missing or no picture; None when all is well."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if path.suffix.lower() == ".glb":
         materials = _glb_document(path).get("materials", []) if mesh.texture is None and mesh.colors is None else []
@@ -225,7 +226,7 @@ def _lost_texture(path: Path, mesh: TriangleMesh) -> str | None:
     try:
         with Image.open(path.parent / words) as image:
             image.verify()
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+    except UNREADABLE:
         return words[:100]
     return None
 

@@ -74,6 +74,8 @@ def unwrap(mesh: TriangleMesh, settings: TextureSettings = TextureSettings()) ->
             f"textures need xatlas ({error}); install it with pip install 'scene-distill[meshes]'"
         ) from error
     texel = float(np.sqrt(mesh.face_areas().sum())) / settings.size
+    if not texel > 0:
+        raise UserError("nothing to texture: the faces of the mesh have no area")
     charts = find_charts(mesh, texel)
     flat = flattened(mesh, charts)
     atlas, packing = xatlas.Atlas(), xatlas.PackOptions()

@@ -17,6 +17,7 @@ import torch
 
 from scene_distill.core import spherical_harmonics
 from scene_distill.core.errors import UserError
+from scene_distill.data.photo_files import UNREADABLE
 from scene_distill.export.assembly import (
     empty_splats,
     require_count,
@@ -195,7 +196,7 @@ class _Pictures:
                         f"{self._path} is damaged: {file} has {pixels} pixels and {least} splats or values to show."
                     )
                 return np.asarray(picture.convert("RGBA"))
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{self._path} is damaged: {file} is not a whole picture; export it again.") from error
 
 

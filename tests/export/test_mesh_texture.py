@@ -80,6 +80,8 @@ def test_impossible_requests_are_one_sentence() -> None:
         textured(shape, ExactPictures(shape, []), SMALL)
     with pytest.raises(UserError, match="share a frame"):
         textured(shape.moved(np.array([500.0, 0, 0])), pictures, SMALL)
+    with pytest.raises(UserError, match="have no area"):
+        unwrap(TriangleMesh(np.zeros((3, 3)), np.array([[0, 1, 2]])), SMALL)
     assert len(sample_surface(shape, 10)) == 10
 
 
