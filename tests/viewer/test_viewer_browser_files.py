@@ -158,7 +158,6 @@ def test_the_browser_draws_the_splats_that_the_server_draws_and_gives_back_what_
         page.do("viewer.left = 'rgb'; viewer.changed()")
         page.until("document.getElementById('drawn-by').textContent === 'drawn by this browser'")
         page.settle()
-        page.do("viewer.repaint()")
         assert psnr(page.picture(), turned) > 50
         page.tab("View")
         page.page.click("#draw-server")

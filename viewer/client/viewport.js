@@ -164,8 +164,9 @@ export class Viewport {
     this.paintOverlay();
   }
 
+  // Lines are few and drawn by the CPU: Chromium can lose the clearing of a canvas that a software GPU draws.
   paintOverlay() {
-    if (this.shown) drawOverlay(this.overlay.getContext("2d"), this.app, this.shown.header, this.place(), this.ratio);
+    if (this.shown) drawOverlay(this.overlay.getContext("2d", { willReadFrequently: true }), this.app, this.shown.header, this.place(), this.ratio);
   }
 
   // The pixel of the shown picture under a mouse event; null beside it.
