@@ -114,7 +114,9 @@ class SplatSession(FileSession):
 
     def _facts(self) -> dict[str, str]:
         scene = self.looking.scene
-        return {"classes from": scene.semantics.source} if isinstance(scene, ViewedSplats) and scene.semantics else {}
+        assert isinstance(scene, ViewedSplats)
+        classes = {"classes from": scene.semantics.source} if scene.semantics else {}
+        return {"splats": f"{len(scene):,}"} | classes
 
 
 class MeshSession(FileSession):

@@ -103,6 +103,15 @@ def parse(text: str | bytes) -> Request:
     return _PARSERS[kind](message)
 
 
+def number_of(text: str | bytes) -> int | None:
+    """The number of a message that could not be parsed, where it says one."""
+    try:
+        number = json.loads(text)["id"] if len(text) <= LARGEST_MESSAGE else None
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    return number if type(number) is int else None
+
+
 def _render(message: dict[str, Any]) -> RenderRequest:
     layers = message.get("layers", ["rgb"])
     if not isinstance(layers, list) or not 1 <= len(layers) <= 2:

@@ -2,7 +2,7 @@
 
 Text messages to a browser: hello (what there is; again when the scene has changed), status (every second when it is
 new), history, picked, film, said (a sentence). Binary messages are pictures (`encoding.framed`). A request that cannot
-be met is answered with {"type": "refused", "why": sentence}; the connection stays.
+be met is answered with {"type": "refused", "why": sentence, "id": its number or null}; the connection stays.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ from scene_distill.viewer.protocol import (
     PickRequest,
     RenderRequest,
     SteerRequest,
+    number_of,
     parse,
 )
 from scene_distill.viewer.sessions import Session
@@ -151,7 +152,7 @@ class ViewerServer:
         try:
             request = parse(message)
         except UserError as error:
-            await self._send(browser, {"type": "refused", "why": str(error)})
+            await self._send(browser, {"type": "refused", "why": str(error), "id": number_of(message)})
             return
         if isinstance(request, CancelRequest):
             if browser.film is not None:

@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scene_distill.core.errors import UserError
-from scene_distill.viewer.protocol import LARGEST_MESSAGE, PathRequest, PickRequest, RenderRequest, SteerRequest, parse
+from scene_distill.viewer.protocol import (
+    LARGEST_MESSAGE,
+    PathRequest,
+    PickRequest,
+    RenderRequest,
+    SteerRequest,
+    number_of,
+    parse,
+)
 
 POSE = np.eye(4).ravel().tolist()
 CAMERA = {"pose": POSE, "fov": 0.8, "width": 64, "height": 48}
@@ -73,6 +81,15 @@ def test_a_wrong_message_is_refused_with_one_sentence(wrong):
 def test_what_is_no_message_is_refused(text):
     with pytest.raises(UserError):
         parse(text)
+
+
+@pytest.mark.parametrize("text, number", [
+    ('{"type": "render", "id": 7}', 7), ('{"type": "render", "id": "7"}', None), ('{"id": true}', None),
+    ("[7]", None), ("7", None),
+    ("", None), (b"\x00\x01", None), ("[" * 50_000, None), ('{"id": 7, "x": "' + "x" * LARGEST_MESSAGE + '"}', None),
+])  # fmt: skip
+def test_a_refusal_names_the_number_where_there_is_one(text, number):
+    assert number_of(text) == number
 
 
 JSON = st.recursive(

@@ -140,6 +140,27 @@ def test_blocks_split_crop_inspect_and_measure(chromium, viewer):
         assert (page.picture().sum(2) > 0.05).mean() < 0.9 * (whole.sum(2) > 0.05).mean()
 
 
+DRAG_WHILE_SHARP_IS_DRAWN = """const { viewport } = viewer, ask = viewport.ask.bind(viewport);
+viewport.ask = (kind) => {
+  ask(kind);
+  if (kind !== 'sharp' || window.dragged) return;
+  window.dragged = true;
+  viewer.camera.orbit(0.3, 0);
+  viewer.moved();
+};"""
+
+
+def test_a_sharp_picture_that_is_drawn_while_a_drag_begins_is_not_shown(chromium, viewer):
+    with Page(chromium, viewer) as page:
+        page.do(RECORD)
+        page.do(DRAG_WHILE_SHARP_IS_DRAWN)
+        page.do("viewer.changed()")
+        page.until("kinds.length > 0")
+        assert page.page.evaluate("kinds[0][0]") == "draft"
+        page.settle()
+        assert page.page.evaluate("kinds.at(-1)[0]") == "sharp"
+
+
 def test_photos_film_and_screenshot(chromium, viewer):
     with Page(chromium, viewer) as page:
         page.tab("Photos")
@@ -154,6 +175,7 @@ def test_photos_film_and_screenshot(chromium, viewer):
         page.do("viewer.left = 'rgb'; viewer.changed()")
         page.page.click("#tool-frusta")
         page.page.click("#tools >> text=Home")
+        page.do("viewer.camera.zoom(1.7); viewer.moved()")
         page.until("document.body.dataset.frame === 'sharp' && viewer.frustumHits.length > 10")
         hit = page.page.evaluate(
             "viewer.frustumHits.find((hit) => hit.x > 80 && hit.x < 880 && hit.y > 100 && hit.y < 700)"

@@ -139,6 +139,7 @@ def test_the_browser_draws_the_splats_that_the_server_draws_and_gives_back_what_
 ):
     with served(classes_file, classes_file.parent) as viewer, Page(chromium_with_webgl, viewer, SMALL_PAGE) as page:
         server = page.picture()
+        page.do("viewer.viewport.slowMs = Infinity")
         page.page.click("#draw-browser")
         page.until("document.getElementById('drawn-by').textContent === 'drawn by this browser'")
         page.settle()
@@ -173,6 +174,29 @@ def test_a_browser_that_cannot_fetch_the_splats_says_so_and_the_server_draws(chr
         assert page.page.evaluate("viewer.drawnBy") == "server"
         page.settle()
         page.complaints[:] = [told for told in page.complaints if "404" not in told]
+
+
+def test_a_browser_that_draws_too_slowly_gives_it_back_to_the_server(chromium_with_webgl, classes_file):
+    with served(classes_file, classes_file.parent) as viewer, Page(chromium_with_webgl, viewer, SMALL_PAGE) as page:
+        page.do("viewer.viewport.slowMs = 0; viewer.setDrawnBy('browser')")
+        page.until("document.getElementById('drawn-by').textContent === 'drawn by this browser'")
+        page.do("setInterval(() => { viewer.camera.orbit(0.1, 0); viewer.moved(); }, 50)")
+        page.until("viewer.drawnBy === 'server'")
+        assert "took more than 0 s" in page.page.inner_text("#note")
+        page.until("document.getElementById('drawn-by').textContent === 'drawn by the server'")
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (760, 480), (620, 900)])
+@pytest.mark.parametrize("box", [([-40, -3, 0], [60, 90, 7]), ([5, 5, 5], [5, 5, 5]), ([0, 0, 0], [1, 1, 30])])
+def test_home_sees_the_whole_scene_and_not_much_more(chromium, splat_file, tmp_path, size, box):
+    with served(splat_file, tmp_path) as viewer, Page(chromium, viewer, size) as page:
+        page.do(f"viewer.scene.bounds = {[list(map(float, end)) for end in box]}; viewer.home()")
+        pose = np.array(page.page.evaluate("viewer.camera.pose()")).reshape(4, 4)
+        aspect, slope = page.page.evaluate("[viewer.viewport.aspect, Math.tan(viewer.camera.fov / 2)]")
+        corners = np.array(np.meshgrid(*np.array(box, float).T)).reshape(3, -1).T @ pose[:3, :3].T + pose[:3, 3]
+        seen = np.abs(corners[:, :2] / corners[:, 2:] / [slope * aspect, slope])
+        assert (corners[:, 2] > 0).all() and seen.max() <= 1
+        assert box[0] == box[1] or seen.max() > 0.85
 
 
 def test_a_textured_wall_has_its_picture(chromium, tmp_path):

@@ -6,7 +6,7 @@ import { SplatRenderer, Sorter, cameraOfPose, inflated, parsed } from "./splats.
 export class BrowserSplats {
   // `sorted` hears that another order was drawn, `failed` why it cannot go on.
   constructor(canvas, sorted, failed) {
-    Object.assign(this, { canvas, sorted, failed, version: null, loading: null, renderer: null, sorter: null, direction: null, settled: false });
+    Object.assign(this, { canvas, sorted, failed, version: null, loading: null, renderer: null, sorter: null, direction: null, settled: false, fence: null });
     canvas.addEventListener("webglcontextlost", () => this.fail("the graphics card gave up"));
   }
 
@@ -44,7 +44,7 @@ export class BrowserSplats {
 
   drop() {
     this.sorter?.stop();
-    Object.assign(this, { version: null, renderer: null, sorter: null, direction: null, settled: false });
+    Object.assign(this, { version: null, renderer: null, sorter: null, direction: null, settled: false, fence: null });
   }
 
   // Draw what a camera (pose, fov) sees; true when the order is that of this view.
@@ -58,6 +58,19 @@ export class BrowserSplats {
       this.sorter.sort(camera.back);
     }
     this.renderer.draw(camera, ratio);
+    const { gl } = this.renderer;
+    this.fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    gl.flush();
     return this.settled;
+  }
+
+  // Whether the last picture has left the graphics card: WebGL only takes orders, what it draws is done later.
+  drawn() {
+    if (!this.fence) return true;
+    const { gl } = this.renderer;
+    if (gl.getSyncParameter(this.fence, gl.SYNC_STATUS) !== gl.SIGNALED && !gl.isContextLost()) return false;
+    gl.deleteSync(this.fence);
+    this.fence = null;
+    return true;
   }
 }

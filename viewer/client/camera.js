@@ -58,14 +58,24 @@ export class Camera {
     this.exact = pose.slice();
   }
 
-  home(low, high) {
-    const middle = scaled(add(low, high), 0.5), half = scaled(add(high, low, -1), 0.5);
+  // The nearest camera of this direction that sees all eight corners of a box in a picture of this aspect (width / height).
+  // A corner at (r, d, f) along right, down, forward lies inside, for a camera at p along right and t behind, while
+  // |r - p| <= slope (t + f); both ends of that are linear, so t and p have closed forms.
+  home(low, high, aspect = 1) {
     this.fov = 50 * Math.PI / 180;
     this.exact = null;
-    this.target = middle;
-    this.distance = 0.88 * norm(half) / Math.tan(this.fov / 2);
     this.yaw = 0.85;
     this.pitch = -0.7;
+    const axes = this.axes(), middle = scaled(add(low, high), 0.5), slope = Math.tan(this.fov / 2);
+    const corners = [0, 1, 2, 3, 4, 5, 6, 7].map((bits) => add([0, 1, 2].map((axis) => (bits >> axis & 1 ? high : low)[axis]), middle, -1));
+    const fit = (side, slope) => {
+      const most = Math.max(...corners.map((corner) => dot(corner, side) - slope * dot(corner, axes.forward)));
+      const least = Math.min(...corners.map((corner) => dot(corner, side) + slope * dot(corner, axes.forward)));
+      return { away: (most - least) / (2 * slope), shift: (most + least) / 2 };
+    };
+    const across = fit(axes.right, slope * aspect), along = fit(axes.down, slope);
+    this.target = add(add(middle, axes.right, across.shift), axes.down, along.shift);
+    this.distance = Math.max(1.05 * Math.max(across.away, along.away), 1e-3);
   }
 
   orbit(dx, dy) {

@@ -71,9 +71,10 @@ class App {
     $("kind").textContent = scene.kind;
     if (first) {
       this.camera.setUp(scene.up);
-      this.camera.home(...scene.bounds);
+      this.camera.home(...scene.bounds, this.viewport.aspect);
     }
     this.frustumSize = this.frustumLength();
+    $("tool-frusta").hidden = scene.frames.length === 0;
     const has = (id) => scene.layers.some((layer) => layer.id === id && !layer.missing);
     if (!has(this.left)) this.left = "rgb";
     if (this.right && !has(this.right)) this.right = null;
@@ -138,7 +139,7 @@ class App {
   changed() { this.viewport.changed(); }
   moved() { this.viewport.moved(); }
   repaint() { this.viewport.paintOverlay(); }
-  home() { this.camera.home(...this.scene.bounds); this.standing = null; this.moved(); }
+  home() { this.camera.home(...this.scene.bounds, this.viewport.aspect); this.standing = null; this.moved(); }
 
   copyPose() {
     const text = JSON.stringify({ cam_from_world: this.camera.pose(), fov_degrees: this.camera.fov * 180 / Math.PI });
@@ -157,7 +158,12 @@ class App {
     this.panels.Blocks.status();
   }
 
-  setFrusta(on) { this.show.frusta = on; this.frustaCheck.checked = on; this.repaint(); }
+  setFrusta(on) {
+    this.show.frusta = on;
+    this.frustaCheck.checked = on;
+    $("tool-frusta").classList.toggle("on", on);
+    this.repaint();
+  }
 
   thumbnail(index) {
     if (!this.thumbnails.has(index)) {
@@ -284,7 +290,7 @@ class App {
   buildTools() {
     const tools = { look: "Look", inspect: "Inspect", measure: "Measure" };
     for (const [tool, text] of Object.entries(tools)) $("tools").append(el("button", { id: `tool-${tool}`, onclick: () => this.setTool(tool) }, text));
-    $("tools").append(el("button", { id: "tool-frusta", onclick: () => this.setFrusta(!this.show.frusta) }, "Photos"),
+    $("tools").append(el("button", { id: "tool-frusta", onclick: () => this.setFrusta(!this.show.frusta) }, "Frusta"),
       el("button", { onclick: () => this.home() }, "Home"), el("button", { onclick: () => this.panels.Film.shoot() }, "Screenshot"));
     this.setTool("look");
   }

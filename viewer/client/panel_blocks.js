@@ -11,6 +11,7 @@ export function blocksPanel(app) {
   function build() {
     const { blocks } = app.scene;
     empty.textContent = blocks.length ? "" : "This scene does not know blocks.";
+    all.hidden = over.hidden = blocks.length === 0;
     rows = new Map();
     const head = el("tr", {}, ...["block", app.scene.primitive, "weight", "PSNR", "lane", ""].map((text) => el("th", {}, text)));
     table.replaceChildren(...(blocks.length ? [head] : []), ...blocks.map((block) => {
@@ -44,10 +45,9 @@ export function blocksPanel(app) {
   }
 
   const every = (on) => { for (const block of app.scene.blocks) app.hidden[on ? "delete" : "add"](block.id); app.changed(); app.repaint(); status(); };
-  panel.append(
-    section("Blocks", empty, table, el("div", { className: "grid2", style: { marginTop: "6px" } },
-      el("button", { onclick: () => every(true) }, "All"), el("button", { onclick: () => every(false) }, "None"))),
-    section("Over training", el("div", { className: "list" }, psnr, weight, ssim)),
-  );
+  const all = el("div", { className: "grid2", style: { marginTop: "6px" } },
+    el("button", { onclick: () => every(true) }, "All"), el("button", { onclick: () => every(false) }, "None"));
+  const over = section("Over training", el("div", { className: "list" }, psnr, weight, ssim));
+  panel.append(section("Blocks", empty, table, all), over);
   return { node: panel, scene: build, status, history, shown: history };
 }

@@ -72,10 +72,10 @@ export function filmPanel(app) {
       el("button", { onclick: () => { app.keyframes.length = 0; listed(); app.repaint(); } }, "Clear"))),
     section("Film", el("div", { className: "list" },
       el("div", { className: "row" }, el("label", { className: "name" }, "Seconds"), seconds, el("label", { className: "muted" }, "fps"), rate),
-      el("div", { className: "row" }, el("label", { className: "name" }, "Picture"), size, layer)),
+      el("div", { className: "row" }, el("label", { className: "name" }, "Picture"), size), el("div", { className: "row" }, el("label", { className: "name" }, "Layer"), layer)),
     el("div", { className: "grid2", style: { margin: "6px 0" } }, make, cancel), progress),
     section("Screenshot", el("div", { className: "row" }, el("span", { className: "stretch" }, shotSize), el("button", { id: "screenshot", onclick: shoot }, "Save PNG"))),
   );
-  shotSize.style.width = "100%";
+  for (const select of [size, layer, shotSize]) select.style.width = "100%";
   return { node: panel, scene: build, told, shoot, refused: () => { if (cancel.disabled) return; cancel.disabled = true; progress.replaceChildren(...before); } };
 }

@@ -2,6 +2,14 @@
 
 import { el, section } from "./dom.js";
 
+// How many characters all names begin with, not breaking a number.
+function sharedStart(names) {
+  let length = names.length > 1 ? names[0].length : 0;
+  for (const name of names) while (!name.startsWith(names[0].slice(0, length))) length--;
+  while (length > 0 && /\d/.test(names[0][length - 1])) length--;
+  return length;
+}
+
 export function photosPanel(app) {
   const panel = el("div", { className: "panel" }), grid = el("div", { className: "photos", id: "photos" });
   const search = el("input", { type: "search", placeholder: "find by name", "aria-label": "Find by name", oninput: () => filter() });
@@ -18,9 +26,10 @@ export function photosPanel(app) {
     if (names === version) return;
     version = names;
     empty.textContent = app.scene.frames.length ? "" : app.scene.facts.photos ?? "There are no photos here.";
+    const shared = sharedStart(app.scene.frames.map((frame) => frame.name));
     figures = app.scene.frames.map((frame, index) => el("figure", { title: frame.name, onclick: () => app.stand(index) },
       el("img", { loading: "lazy", alt: "", src: `/photo/${index}?w=160` }),
-      el("figcaption", {}, frame.test ? el("em", {}, "held out ") : "", frame.name)));
+      el("figcaption", {}, frame.test ? el("em", {}, "held out ") : "", shared > 5 ? `…${frame.name.slice(shared)}` : frame.name)));
     grid.replaceChildren(...figures);
   }
 

@@ -54,7 +54,7 @@ export function toolsPanel(app) {
   const height = (line) => {
     const between = add(line.points[1], line.points[0], -1);
     const rise = between[0] * app.camera.up[0] + between[1] * app.camera.up[1] + between[2] * app.camera.up[2];
-    return `height ${rise.toFixed(2)}`;
+    return `height ${rise.toFixed(2)} ${app.scene.unit}`;
   };
 
   function build() {

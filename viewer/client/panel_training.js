@@ -21,6 +21,7 @@ export function trainingPanel(app) {
     const now = app.status ?? {}, running = now.state === "training" || now.state === "paused";
     pause.disabled = now.state !== "training"; resume.disabled = now.state !== "paused"; step.disabled = now.state !== "paused";
     hint.textContent = now.state === "file" ? "A file does not train." : running ? "" : "This run is not training now.";
+    control.hidden = curves.hidden = now.state === "file";
     const last = app.history?.run?.loss?.at(-1);
     const rows = [["state", now.state ?? "–"], ["step", now.steps ? `${now.step} of ${now.steps}` : String(now.step ?? "–")]];
     if (now.rounds) rows.push(["round", `${now.round + 1} of ${now.rounds}`]);
@@ -32,6 +33,7 @@ export function trainingPanel(app) {
     if (metrics.ssim) rows.push(["held-out SSIM", metrics.ssim.toFixed(3)]);
     facts.replaceChildren(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
     tunables(now.tunables ?? app.scene?.tunables ?? {}, running);
+    log.hidden = !now.events?.length;
     events.replaceChildren(...(now.events ?? []).slice().reverse().map((event) => el("span", {}, `step ${event.step}: `,
       el("b", {}, event.refused ? `refused, ${event.refused}` : event.name ? `${event.name} ${show(event.from)} → ${show(event.to)} from round ${event.from_round}` : event.steps ? `${event.command} ${event.steps}` : event.command))));
   }
@@ -42,6 +44,7 @@ export function trainingPanel(app) {
     const now = JSON.stringify([values, running]);
     if (now === known || table.contains(document.activeElement)) return;
     known = now;
+    changeable.hidden = Object.keys(values).length === 0;
     const head = el("tr", {}, ...["setting", "value", ""].map((text) => el("th", {}, text)));
     table.replaceChildren(...(Object.keys(values).length ? [head] : []), ...Object.entries(values).map(([name, value]) => {
       const input = el("input", { type: "text", value: show(value), disabled: !running, "aria-label": name });
@@ -61,11 +64,9 @@ export function trainingPanel(app) {
     quality.update(series(["psnr"]));
   }
 
-  panel.append(
-    section("Run", facts, hint),
-    section("Control", el("div", { className: "row" }, pause, resume, step, steps)),
-    section("Curves", el("div", { className: "list" }, losses, quality)),
-    section("Change while it trains", table), section("Log of changes", events),
-  );
+  const control = section("Control", el("div", { className: "row" }, pause, resume, step, steps));
+  const curves = section("Curves", el("div", { className: "list" }, losses, quality));
+  const changeable = section("Change while it trains", table), log = section("Log of changes", events);
+  panel.append(section("Run", facts, hint), control, curves, changeable, log);
   return { node: panel, scene: () => { known = ""; status(); history(); }, status, history, shown: history };
 }

@@ -50,17 +50,19 @@ export function viewPanel(app) {
     }, text);
     presets.replaceChildren(preset("Teacher | student", "teacher", "rgb"), preset("Photo | render", "photo", "rgb"),
       preset("Student | difference", "rgb", "difference"), preset("Render | error", "rgb", "error"));
+    over.hidden = app.scene.blocks.length === 0 && app.scene.frames.length === 0;
     boxes.hidden = app.scene.blocks.length === 0;
     frusta.hidden = app.scene.frames.length === 0;
     showDrawnBy();
     facts.replaceChildren(...Object.entries(app.scene.facts).flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, String(value))]));
   }
 
+  const over = section("Over the picture", el("div", { className: "grid2" }, boxes, frusta));
   panel.append(
     section("Layer", layers), section("Right of the split", el("div", { className: "row" }, el("span", { className: "stretch" }, compare)), presets),
     section("Drawn by", el("div", { className: "grid2" }, drawnBy.server, drawnBy.browser), drawnHint),
     section("Colours", gain, el("div", { className: "row" }, el("label", { className: "name" }, "Depth range"), near, far)),
-    section("Over the picture", el("div", { className: "grid2" }, boxes, frusta)),
+    over,
     section("Camera", fov, side, el("div", { className: "row" }, el("label", { className: "name" }, "Up"), el("span", { className: "stretch" }, up)), camera, el("div", { className: "grid2", style: { marginTop: "6px" } },
       el("button", { onclick: () => app.home() }, "Whole scene"), el("button", { onclick: () => app.copyPose() }, "Copy pose"))),
     section("Scene", facts),

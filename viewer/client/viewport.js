@@ -7,6 +7,8 @@ import { drawOverlay } from "./overlay.js";
 
 const REST_MS = 140;
 const TARGET_MS = 100;
+const SLOW_MS = 1000;
+const MOST_SLOW = 3;
 const DRAFT_SIDES = [160, 224, 320, 416, 512];
 
 export class Viewport {
@@ -24,6 +26,9 @@ export class Viewport {
     this.keys = new Set();
     this.sharpSide = 1024;
     this.stale = true;
+    this.slowMs = SLOW_MS;
+    this.slow = 0;
+    this.drawing = null;
     this.here = new BrowserSplats($("splats"), () => { this.stale = true; }, (why) => this.app.browserFailed(why));
     this.bind();
     new ResizeObserver(() => this.resize()).observe($("stage"));
@@ -44,8 +49,16 @@ export class Viewport {
     this.moved();
   }
 
-  // Something moved: drafts now, a sharp picture when it rests.
-  moved() { this.stale = true; this.wanted = "draft"; this.movedAt = performance.now(); document.body.dataset.frame = "stale"; }
+  get aspect() { return this.canvas.width / this.canvas.height; }
+
+  // Something moved: drafts now, a sharp picture when it rests. A sharp one that was asked for is not waited for.
+  moved() {
+    if (this.waiting?.kind === "sharp") this.waiting = null;
+    this.stale = true;
+    this.wanted = "draft";
+    this.movedAt = performance.now();
+    document.body.dataset.frame = "stale";
+  }
 
   // Something else changed: a sharp picture at once.
   changed() { this.stale = true; if (this.wanted !== "draft") this.wanted = "sharp"; document.body.dataset.frame = "stale"; }
@@ -63,16 +76,19 @@ export class Viewport {
   tick(now) {
     this.flown(now);
     if (this.app.browserDraws()) {
-      if (this.stale) this.drawHere();
-    } else if (this.app.connection.open && this.app.scene && !this.waiting && this.wanted) {
-      const resting = now - this.movedAt > REST_MS;
-      if (this.wanted === "sharp" || resting) this.ask("sharp");
-      else this.ask("draft");
+      if (this.drawing) this.drawnHere();
+      else if (this.stale) this.drawHere();
+    } else {
+      this.drawing = null;
+      if (this.app.connection.open && this.app.scene && !this.waiting && this.wanted) {
+        const resting = now - this.movedAt > REST_MS;
+        this.ask(this.wanted === "sharp" || resting ? "sharp" : "draft");
+      }
     }
     requestAnimationFrame(this.tick);
   }
 
-  // Draw with this browser's WebGL; the picture is sharp once the splats were sorted for its view.
+  // Have this browser's WebGL draw; `drawnHere` notices when it has.
   drawHere() {
     this.stale = false;
     const { width, height } = this.canvas, started = performance.now(), { fov } = this.app.camera, focal = height / 2 / Math.tan(fov / 2);
@@ -82,13 +98,26 @@ export class Viewport {
     };
     $("splats").hidden = false;
     const settled = this.here.draw(header.camera.pose, fov, this.ratio);
+    this.drawing = { header, settled, started };
     this.shown?.images.forEach((image) => image.close());
     this.shown = { header, images: [], kind: "browser" };
     this.waiting = null;
     this.wanted = "sharp";
     this.paint();
-    this.app.showFrame(header, "browser", performance.now() - started);
-    document.body.dataset.frame = settled ? "sharp" : "stale";
+  }
+
+  // The picture is sharp once the splats were sorted for its view. A browser that draws too slowly (no graphics card, most
+  // often) gives it back to the server.
+  drawnHere() {
+    if (!this.here.drawn()) return;
+    const { header, settled, started } = this.drawing, spent = performance.now() - started;
+    this.drawing = null;
+    this.app.showFrame(header, "browser", spent);
+    document.body.dataset.frame = settled && !this.stale ? "sharp" : "stale";
+    this.slow = spent > this.slowMs ? this.slow + 1 : 0;
+    if (this.slow < MOST_SLOW) return;
+    this.slow = 0;
+    this.app.browserFailed(`${MOST_SLOW} pictures took more than ${this.slowMs / 1000} s each`);
   }
 
   ask(kind) {
@@ -108,6 +137,7 @@ export class Viewport {
     if (!waiting || header.id !== waiting.id) return;
     if (this.app.browserDraws()) { this.waiting = null; return; }
     const images = await Promise.all(parts.map((part) => createImageBitmap(new Blob([part], { type: "image/jpeg" }))));
+    if (this.waiting !== waiting) { images.forEach((image) => image.close()); return; }
     const spent = performance.now() - waiting.at;
     this.waiting = null;
     this.shown?.images.forEach((image) => image.close());
@@ -126,7 +156,7 @@ export class Viewport {
   // Whether it was the picture waited for that was refused.
   refused(detail) {
     const mine = this.waiting !== null && detail.id === this.waiting.id;
-    if (mine || detail.id === undefined) this.waiting = null;
+    if (mine) this.waiting = null;
     return mine && detail.type === "refused";
   }
 
