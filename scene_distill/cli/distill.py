@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from scene_distill.core.console import console, say, say_next, show_table
+from scene_distill.core.console import command_without, console, say, say_next, show_table
 from scene_distill.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -101,4 +101,4 @@ def show_costs(config: MDTConfig) -> None:
     columns = ("stage", "updates", "weights", "ms an update", "minutes")
     show_table(f"{config.lanes} lanes of {config.batch} on {config.workers} workers", columns, rows)
     say(f"in all {total / 60:.0f} minutes, as measured now")
-    say_next("scene-distill distill mdt", "the same without --dry-run")
+    say_next(command_without("--dry-run"), "the same without --dry-run")

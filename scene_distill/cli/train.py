@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from scene_distill.core.configs import RunConfig, load_config
-from scene_distill.core.console import say, say_next
+from scene_distill.core.console import command_without, say, say_next
 from scene_distill.core.errors import UserError
 from scene_distill.export.run_pictures import picture_writer
 from scene_distill.methods import METHODS, MethodEntry, find_method
@@ -85,7 +85,7 @@ def train_on(workers: Workers, entry: MethodEntry, config: RunConfig, listeners:
     training = prepare(entry.name, config, entry.build, workers)
     if config.dry_run:
         say(plan_text(training))
-        say_next(f"scene-distill train {entry.name} --data {config.data}", "the same without --dry-run")
+        say_next(command_without("--dry-run"), "the same without --dry-run")
         return
     training.begin()
     if workers.rank > 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,6 +72,11 @@ def say(text: str) -> None:
 def say_next(command: str, why: str) -> None:
     """Print the next useful command."""
     console.print(f"next: {command}    ({why})", markup=False)
+
+
+def command_without(flag: str) -> str:
+    """This process's command as it was typed, less a flag."""
+    return shlex.join(["scene-distill", *(argument for argument in sys.argv[1:] if argument != flag)])
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -123,6 +123,8 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(city, tmp_path):
     folder = tmp_path / "dry"
     done = scene_distill("train", "momentum-gs", "--data", city, "--output-dir", folder, *FLAGS, "--dry-run")
     assert "3 blocks" in done.stdout and "memory" in done.stdout and "time" in done.stdout
+    again = next(line for line in done.stdout.splitlines() if line.startswith("next: "))
+    assert f"--output-dir {folder}" in again and "--dry-run  " not in again
     assert not folder.exists()
 
 
