@@ -27,9 +27,9 @@ export function photosPanel(app) {
     version = names;
     empty.textContent = app.scene.frames.length ? "" : app.scene.facts.photos ?? "There are no photos here.";
     const shared = sharedStart(app.scene.frames.map((frame) => frame.name));
-    figures = app.scene.frames.map((frame, index) => el("figure", { title: frame.name, onclick: () => app.stand(index) },
+    figures = app.scene.frames.map((frame, index) => el("figure", { className: frame.test ? "test" : "", title: frame.name, onclick: () => app.stand(index) },
       el("img", { loading: "lazy", alt: "", src: `/photo/${index}?w=160` }),
-      el("figcaption", {}, frame.test ? el("em", {}, "held out ") : "", shared > 5 ? `…${frame.name.slice(shared)}` : frame.name)));
+      el("figcaption", {}, shared > 5 ? `…${frame.name.slice(shared)}` : frame.name)));
     grid.replaceChildren(...figures);
   }
 
