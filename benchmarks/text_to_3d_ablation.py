@@ -5,10 +5,10 @@
     python benchmarks/text_to_3d_ablation.py --table       # the page from what is there
 
 Groups: every method on equal terms (`text_to_3d_runs`: levels, guidance, evaluations, gradient size); ISM at TSM's
-interval t - mu, and TSM with the code's gamma; CDS with fixed, per-view and fresh noise; clips under simulated spikes;
-every method with its published levels and guidance. A JSON is written after every run
-(benchmarks/results/text_to_3d_ablation.json) and docs/text_to_3d_ablation.md with it; a campaign that was stopped goes
-on with the same command.
+interval t - mu and from the cleanest level, and TSM with the code's gamma; view words interpolated; CDS with fixed,
+per-view and fresh noise; clips under simulated spikes; every method with its published levels and guidance. A JSON is
+written after every run (benchmarks/results/text_to_3d_ablation.json) and docs/text_to_3d_ablation.md with it; a campaign
+that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ GROUPS: dict[str, dict[str, Arm]] = {
     "What TSM adds to ISM": {
         "ism at interval t - mu": Arm("ism", changes={"interval": (70.0, 56.0)}),
         "tsm, code's gamma": Arm("tsm", changes={"gamma_rule": "code"}),
+        "ism from the cleanest level": Arm("ism", changes={"interval": (1000.0, 1000.0)}),
     },
+    "View words": {"sds, view words interpolated": Arm("sds", changes={"view_words": "interpolated"})},
     "Noise of CDS": {
         "cds, noise per view": Arm("cds", changes={"noise": "per-view"}),
         "cds, fresh noise": Arm("cds", changes={"noise": "fresh"}),
@@ -83,7 +85,7 @@ GROUPS: dict[str, dict[str, Arm]] = {
 ARMS = {name: arm for arms in GROUPS.values() for name, arm in arms.items()}
 
 BESIDE = {
-    "What TSM adds to ISM": ("ism", "tsm"), "Noise of CDS": ("cds",), "Clips": ("tsm",),
+    "What TSM adds to ISM": ("ism", "tsm"), "View words": ("sds",), "Noise of CDS": ("cds",), "Clips": ("tsm",),
 }  # fmt: skip
 """Arms of the first group that a later table shows again."""
 
@@ -91,6 +93,8 @@ QUESTIONS = (
     ("Does the middle point help, or only the smaller interval?", "tsm", "ism at interval t - mu"),
     ("Does TSM beat ISM?", "tsm", "ism"),
     ("Which gamma?", "tsm", "tsm, code's gamma"),
+    ("Should the path begin at the cleanest level?", "ism from the cleanest level", "ism"),
+    ("Does it help to interpolate view words?", "sds, view words interpolated", "sds"),
     ("Does CDS need its fixed noise?", "cds", "cds, fresh noise"),
     ("Does CDS beat SDS?", "cds", "sds"),
     ("Does a clip per pixel help against spikes?", "tsm, spikes, pixel clip", "tsm, spikes, no clip"),

@@ -40,8 +40,11 @@ SIZE, SEED = 32, 0
 EQUAL = {"levels": "annealed", "level_range": (20.0, 700.0), "guidance": 3.0}
 ARMS: dict[str, tuple[str, dict]] = {
     "dreamer-xl": ("dreamer-xl", {}),
-    "dreamer-xl, published levels and guidance": ("dreamer-xl", {"levels": "published", "guidance": 7.5}),
-    "dreamer-xl, code's gamma": ("dreamer-xl", {"gamma_rule": "code"}),
+    "dreamer-xl, view words interpolated": ("dreamer-xl", {"view_words": "interpolated"}),
+    "dreamer-xl, gamma 0.05": ("dreamer-xl", {"gamma": 0.05}),
+    "dreamer-xl, interval 300": ("dreamer-xl", {"interval": (300.0, 300.0)}),
+    "tsm, code's gamma": ("tsm", {"gamma_rule": "code"}),
+    "tsm, published": ("tsm", {"levels": "published", "guidance": None}),
     **{f"{name}, equal levels and guidance": (name, EQUAL)
        for name in ("tsm", "ism", "sds", "sjc", "csd", "vsd", "cds", "sdi")},
     **{f"{name}, published": (name, {"levels": "published", "guidance": None})

@@ -5,6 +5,10 @@ Student:   x0, inverted to z_s with the empty prompt.
 Gradient:  w (e^g(z_t, y) - eps(z_s, s, empty)); the reference is the prediction at s, not at t.
 Cost:      ceil(s / stride) + 1 + 2 evaluations per image.
 
+With D the clean states of the two predictions, (e_A - e_B) = (D_s - D_t) / sigma_t for every prior: it is D_s, the
+prior's own idea of the render, that is pulled, so what the prior overlooks in a render at level s has no gradient. At
+s = 0 D_s is the render.
+
 Level 0 is not a clean picture (sigma 0.029 in Stable Diffusion), so the render is first noised to it, with an offset
 per channel: the only fresh noise. Guidance's reference is the negative prompt, the inversion's prompt is the empty
 one.

@@ -3,10 +3,14 @@
 Teacher:   the guided prediction at z_t, and the empty one at z_mu, both one DDIM step along e_s from the same z_s.
 Student:   x0, inverted to z_s with the empty prompt.
 Gradient:  w (e^g(z_t, y) - eps(z_mu, mu, empty)),  s <= mu <= t.
-Cost:      one evaluation per image more than ISM; both predictions go into one call.
+Cost:      one evaluation per image more than ISM where mu is not s; both predictions go into one call.
 
 mu = s is ISM; mu = t is CSD at the inverted state when the negative prompt is empty, for every prior. In between it
-only weakens the restoring term against the guidance term.
+only weakens the restoring term against the guidance term: with D the clean states of the three predictions,
+
+    (e_A - e_B) = (D_s - D_t) / sigma_t  -  (D_s - D_mu) / sigma_mu
+
+for every prior, and the second term pushes D_s away from D_mu, harder than the first pulls where sigma_mu is small.
 
 Paper and code disagree on gamma: the paper has mu = s + gamma (t - s), the code mu = s + sqrt(1 - gamma^2) (t - s), so
 that the shipped 0.3 is 30 % of the way in one and 95.4 % in the other. Here ``mu_fraction`` is what it says; make it
@@ -71,6 +75,8 @@ class TSM:
         s, mu, t = times.cleaner, self.middle(times), times.t
         z_s, e_s = self.inversion.start(x0, s, teacher)
         z_t, z_mu = (moved(z_s, e_s, teacher.schedule, s, level) for level in (t, mu))
+        if torch.equal(mu, s):
+            return Pair(Request(z_t, t, teacher.guided(self.guidance)), e_s)
         return Pair(Request(z_t, t, teacher.guided(self.guidance)), Request(z_mu, mu, Alone("empty")))
 
     def weight(self, times: Times, teacher: Teacher) -> Tensor:

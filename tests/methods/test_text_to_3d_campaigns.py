@@ -81,7 +81,7 @@ def test_a_slice_of_the_ablation_goes_on_where_it_was_stopped(bench, tmp_path, m
     assert row["steps"] == pytest.approx(96 / 22, abs=1) and row["evaluations"] == pytest.approx(96, rel=0.3)
     assert row["diverged"] in (0, 1) and 0 <= row["r_precision"] <= 1 and row["overlap"] >= 0
     page = (tmp_path / "found.md").read_text()
-    assert "3 of 25 runs" in page and "## What TSM adds to ISM" in page and "the toy itself" in page
+    assert "3 of 27 runs" in page and "## What TSM adds to ISM" in page and "the toy itself" in page
 
 
 def test_a_slice_of_the_precision_campaign_measures_both_settings(bench, tmp_path):

@@ -20,18 +20,19 @@ class DreamerXLConfig(TextTo3DConfig):
     """Score-distillation objective."""
     guidance: float | None = 3.0
     """Scale of classifier-free guidance in standard form; none: the method's published one."""
-    strength: float | None = None
+    strength: float | None = 1.0
     """Factor of the gradient of ISM and TSM; none: the published 0.1."""
     levels: Levels = "annealed"
     """Noise levels: annealed from high to low, uniform, or the method's published schedule."""
     level_range: tuple[float, float] = (20.0, 700.0)
     """Lowest and highest level in thousandths, where levels are not the published ones."""
-    interval: tuple[float, float] = (100.0, 80.0)
-    """Levels between s and t (ISM, TSM, CDS), first and after the warm-up, in thousandths."""
+    interval: tuple[float, float] = (1000.0, 1000.0)
+    """Levels between s and t (ISM, TSM, CDS), first and after the warm-up, in thousandths
+    (Dreamer XL: 100 to 80). 1000: s is the cleanest level."""
     inversion_stride: int = 200
     """Levels of one inversion step (ISM, TSM)."""
-    gamma: float = 0.3
-    """Where TSM's middle lies between s and t."""
+    gamma: float = 0.0
+    """Where TSM's middle lies between s and t (Dreamer XL: 0.3). 0: at s, which is ISM."""
     gamma_rule: Literal["paper", "code"] = "paper"
     """Paper: a share gamma of the way; code: sqrt(1 - gamma^2) of it."""
     noise: NoiseName = "published"

@@ -60,9 +60,9 @@ class TextTo3DConfig:
     seed: int = 0
     """Seed of every random number of the run."""
 
-    view_words: Literal["interpolated", "nearest", "none"] = "interpolated"
-    """How 'front view', 'side view', ... are added to the prompt: embeddings interpolated by angle, the nearest word,
-    or not at all."""
+    view_words: Literal["interpolated", "nearest", "none"] = "nearest"
+    """How 'front view', 'side view', ... are added to the prompt: the nearest word, embeddings interpolated by angle
+    (Dreamer XL, LucidDreamer), or not at all."""
     perp_neg: float = 0.0
     """Strength with which guidance is pushed away from other views than the wanted one (Perp-Neg; LucidDreamer: 2)."""
     distance: tuple[float, float] = (3.0, 3.4)
