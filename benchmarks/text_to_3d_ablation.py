@@ -7,8 +7,8 @@
 Groups: every method on equal terms (`text_to_3d_runs`: levels, guidance, evaluations, gradient size); ISM at TSM's
 interval t - mu and from the cleanest level, and TSM with the code's gamma; view words interpolated; CDS with fixed,
 per-view and fresh noise; clips under simulated spikes; every method with its published levels and guidance. A JSON is
-written after every run (benchmarks/results/text_to_3d_ablation.json) and docs/text_to_3d_ablation.md with it; a campaign
-that was stopped goes on with the same command.
+written after every run (benchmarks/results/text_to_3d_ablation.json) and docs/text_to_3d_ablation.md with it; a
+campaign that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
