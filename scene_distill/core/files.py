@@ -16,11 +16,16 @@ from scene_distill.core.errors import UserError
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write(temporary)`` and rename the result to ``path``; a kill or a full disk leaves the old file as it
-    was."""
+    was. The file has the permissions of any new file, whatever ``write`` gave it (safetensors: the owner's alone)."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        usual = temporary.stat().st_mode
+        temporary.unlink()
         write(temporary)
+        if temporary.is_file():
+            temporary.chmod(usual)
         descriptor = os.open(temporary, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import check_folder_writable, check_writable, write_error, write_json
+from scene_distill.core.files import check_folder_writable, check_writable, write_atomically, write_error, write_json
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -57,3 +57,14 @@ def test_a_check_leaves_nothing_behind(tmp_path):
 def test_a_folder_that_nobody_can_make_is_found_out():
     with pytest.raises(UserError, match=r"/nope/x\.html: there is no such folder and none can be made"):
         check_writable(Path("/proc/nope/x.html"))
+
+
+def test_a_file_has_the_permissions_of_any_new_file(tmp_path):
+    (tmp_path / "any").touch()
+
+    def for_the_owner_alone(path: Path) -> None:
+        path.write_text("weights")
+        path.chmod(0o600)
+
+    write_atomically(tmp_path / "made", for_the_owner_alone)
+    assert (tmp_path / "made").stat().st_mode == (tmp_path / "any").stat().st_mode
