@@ -27,10 +27,14 @@ from text_to_3d_runs import (
     Bench,
     add_bench_flags,
     clean,
+    common,
+    is_done,
+    mine,
     open_bench,
     places,
     retimed,
     run,
+    setting_of,
     steps_of,
     table,
     toy_figures,
@@ -41,7 +45,6 @@ from scene_distill.methods.dreamer_xl.config import DreamerXLConfig
 from scene_distill.methods.text_to_3d.registry import TextMethod, find_text_method
 from scene_distill.methods.text_to_3d.teachers import toy_of
 from scene_distill.training.confidence import paired_interval
-from scene_distill.training.object_views import Orbit
 from scene_distill.training.text_to_3d_metrics import ceiling
 
 PROMPTS = (
@@ -116,12 +119,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results, page = places(options, "text_to_3d_ablation")
     campaign, prompts = Campaign(results), PROMPTS[: options.prompts]
     if not options.table:
-        bench = open_bench(options, DreamerXLConfig(image_size=options.image_size), prompts)
+        size = options.image_size
+        bench = open_bench(options, DreamerXLConfig(image_size=size), prompts, size)
         references(campaign, prompts, bench, options, page)
         for arm, seed, prompt in runs(options, prompts):
             key = f"{head(options)}/{arm}/{prompt}/{seed}"
-            if key not in campaign.results:
-                campaign.keep(key, one(ARMS[arm], prompt, seed, bench, options) | {"seed": seed})
+            method, config = budgeted(ARMS[arm], seed, options)
+            if not is_done(campaign, key, setting_of(method, config, bench)):
+                campaign.keep(key, one(method, config, prompt, bench) | {"seed": seed})
                 write(campaign, options, prompts, page)
                 print(key, campaign.results[key], flush=True)
     write(campaign, options, prompts, page)
@@ -131,9 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def runs(options: argparse.Namespace, prompts: Sequence[str]) -> list[tuple[str, int, str]]:
     """This part's runs: group by group, seed by seed, so that a campaign that is cut short has whole comparisons."""
     chosen = [[arm for arm in arms if not options.only or arm in options.only] for arms in GROUPS.values()]
-    order = [(arm, seed, p) for arms in chosen for seed in range(options.seeds) for p in prompts for arm in arms]
-    part, parts = options.part
-    return order[part - 1 :: parts]
+    pairs = mine([(seed, prompt) for seed in range(options.seeds) for prompt in prompts], options.part)
+    return [(arm, seed, prompt) for arms in chosen for seed, prompt in pairs for arm in arms]
 
 
 def head(options: argparse.Namespace) -> str:
@@ -141,20 +145,23 @@ def head(options: argparse.Namespace) -> str:
     return f"{options.prior}/{options.image_size}px/{options.evaluations}"
 
 
-def one(arm: Arm, prompt: str, seed: int, bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """One measured run of an arm."""
+def one(method: TextMethod, config: DreamerXLConfig, prompt: str, bench: Bench) -> dict[str, Any]:
+    """One measured run."""
+    return run(method, config, prompt, bench)
+
+
+def budgeted(arm: Arm, seed: int, options: argparse.Namespace) -> tuple[TextMethod, DreamerXLConfig]:
+    """The method and config of an arm, with as many steps as its evaluations allow."""
     method, config = setting(arm, seed, options)
-    return run(method, replace(config, iterations=steps_of(method, config, options.evaluations)), prompt, bench)
+    return method, replace(config, iterations=steps_of(method, config, options.evaluations))
 
 
 def setting(arm: Arm, seed: int, options: argparse.Namespace) -> tuple[TextMethod, DreamerXLConfig]:
     """The method and config of an arm, its number of steps still open."""
     method = find_text_method(arm.method)
-    plain = {"clip": "none"} if arm.equal else {"levels": "published", "guidance": None}
-    defaults = {**method.defaults, **plain, **arm.changes}
-    config = DreamerXLConfig(
-        image_size=options.image_size, seed=seed, visits=1, threads=options.threads, **defaults
-    )  # fmt: skip
+    levels = {} if arm.equal else {"levels": "published", "guidance": None}
+    defaults = {**method.defaults, **common(options), "clip": "none", **levels, **arm.changes}
+    config = DreamerXLConfig(image_size=options.image_size, seed=seed, visits=1, **defaults)
     return retimed(method, arm.equal), config
 
 
@@ -163,12 +170,12 @@ def references(campaign: Campaign, prompts: Sequence[str], bench: Bench, options
     """The toys themselves, and samples of the prior, once."""
     for prompt in prompts:
         key = f"{head(options)}/the toy itself/{prompt}/0"
-        if key not in campaign.results:
-            campaign.keep(key, toy_figures(prompt, bench))
+        if not is_done(campaign, key, bench.hashes):
+            campaign.keep(key, toy_figures(prompt, bench) | {"setting": bench.hashes})
     key = f"{head(options)}/samples of the prior//0"
-    if key not in campaign.results:
-        found = ceiling(bench.prior, bench.judge, [toy_of(prompt) for prompt in prompts], Orbit(views=12))
-        campaign.keep(key, {name: clean(value) for name, value in found.items()})
+    if not is_done(campaign, key, bench.hashes):
+        found = ceiling(bench.prior, bench.judge, [toy_of(prompt) for prompt in prompts], bench.orbit)
+        campaign.keep(key, {name: clean(value) for name, value in found.items()} | {"setting": bench.hashes})
     write(campaign, options, prompts, page)
 
 
@@ -190,8 +197,9 @@ def text_of(results: dict[str, Any], options: argparse.Namespace, prompts: Seque
         f"{options.evaluations:,} evaluations of the {options.prior} prior in every run, whatever the method.",
         LEGEND,
         "On equal terms every method has the same annealed levels (900 to 20 thousandths, its own interval kept), "
-        "guidance 7.5, gradients of one size, no clip, and as many steps as its evaluations allow. In the published "
-        "tables levels and guidance are the method's own.",
+        "guidance 7.5, gradients of one size, no clip, and as many steps as its evaluations allow (SJC, which on these "
+        "terms is SDS, without its variance reduction). In the published table levels, guidance and the clip of x0 are "
+        "the method's own; the size of gradients is still the same for all, and nothing is clipped in the rasterizer.",
     ]
     for group, arms in GROUPS.items():
         shown = {name: every.get(name, []) for name in (*BESIDE.get(group, ()), *arms)}

@@ -37,7 +37,7 @@ from scene_distill.training.loop import use_native_threads
 RESULTS = Path(__file__).parent / "results" / "text_to_3d_mixture.json"
 PROMPTS = ("a red chair", "a blue car", "a yellow duck", "a white snowman with red hat", "a green teapot")
 SIZE, SEED = 32, 0
-EQUAL = {"levels": "annealed", "level_range": (20.0, 700.0), "guidance": 3.0}
+EQUAL = {"levels": "annealed", "level_range": (20.0, 700.0), "guidance": 3.0, "clip": "none", "strength": 1.0}
 ARMS: dict[str, tuple[str, dict]] = {
     "dreamer-xl": ("dreamer-xl", {}),
     "dreamer-xl, view words interpolated": ("dreamer-xl", {"view_words": "interpolated"}),
@@ -115,12 +115,14 @@ def run(arm: str, prompt: str, seed: int, options: argparse.Namespace) -> dict[s
         return compared(made, mixture, sides) | {"evaluations": float(made.evaluations), "seconds": seconds}
 
 
-def table(results: dict[str, dict[str, float]]) -> None:
-    """Means over prompts and seeds, and the spread of PSNR between runs."""
+def table(results: dict[str, dict[str, float]], steps: int) -> None:
+    """Means over prompts and seeds of runs of so many steps, and the spread of PSNR between runs."""
     print("| arm | runs | PSNR dB | ± | IoU | right | facing | saturated | evaluations | seconds |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for arm in ARMS:
-        runs = [figures for key, figures in results.items() if key.split(" | ")[0] == arm]
+        runs = [
+            figures for key, figures in results.items() if key.startswith(f"{arm} | ") and key.endswith(f" | {steps}")
+        ]
         if not runs:
             continue
         mean = {name: statistics.fmean(figures[name] for figures in runs) for name in runs[0]}
@@ -152,7 +154,7 @@ def main() -> None:
                     results = (read_json(RESULTS) if RESULTS.exists() else {}) | {key: figures}
                     write_json(RESULTS, results)
                     print(key, {name: round(value, 3) for name, value in figures.items()}, flush=True)
-    table(results)
+    table(results, options.iterations)
 
 
 if __name__ == "__main__":

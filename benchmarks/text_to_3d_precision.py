@@ -21,7 +21,21 @@ from typing import Any
 
 import yaml
 from campaign import ROOT, Campaign
-from text_to_3d_runs import LEGEND, Bench, add_bench_flags, clean, open_bench, places, run, table, toy_figures
+from text_to_3d_runs import (
+    LEGEND,
+    Bench,
+    add_bench_flags,
+    clean,
+    common,
+    is_done,
+    mine,
+    open_bench,
+    places,
+    run,
+    setting_of,
+    table,
+    toy_figures,
+)
 
 from scene_distill.core.configs import from_plain
 from scene_distill.core.errors import UserError
@@ -30,7 +44,6 @@ from scene_distill.data.captioned_shapes import COLOR_NAMES, Toy, pairs
 from scene_distill.methods.text_to_3d.config import TextTo3DConfig
 from scene_distill.methods.text_to_3d.registry import TextMethod, find_text_method
 from scene_distill.training.confidence import mean_interval
-from scene_distill.training.object_views import Orbit
 from scene_distill.training.text_to_3d_metrics import ceiling
 
 METHODS = ("dreamer-xl", "consistent3d")
@@ -43,10 +56,13 @@ OF_SIZE = frozenset(
         "zoom_every", "overhead", "background", "camera_jitter", "start", "start_path", "start_count", "start_radius",
         "largest_start", "growth_limit", "growth_gradient", "split_size", "max_size", "max_screen", "resolutions",
         "first_levels", "radius", "step", "cells", "supersampling", "negligible", "refine_image_size",
-        "refine_field_of_view",
+        "refine_field_of_view", "lr_means", "lr_colors", "lr_opacities", "lr_scales", "lr_rotations", "lr_density",
+        "lr_surface", "lr_offsets", "tv", "tv_depth", "size_loss", "opacity_resets", "density_scale", "blob_scale",
+        "blob_std", "iso_density", "normal_consistency", "laplacian", "sign_agreement", "orientation",
     )
 )  # fmt: skip
-"""Fields that fit a method to its prior's pictures and to the machine; both settings take the toy world's."""
+"""Fields that fit a method to its prior's pictures, to 600 steps instead of thousands, and to the machine: sizes,
+learning rates, weights of regularisers. Both settings take the toy world's."""
 
 TARGET, MOST_DIVERGED = 0.80, 0.05
 
@@ -93,8 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         references(campaign, asked, bench, options)
         for name, switches, prompt, seed in runs(options, asked):
             key = f"{options.prior}/{name}, {switches}/{prompt}/{seed}"
-            if key not in campaign.results:
-                campaign.keep(key, one(name, switches, prompt, seed, bench, options))
+            method, config = sized(name, switches, seed, options)
+            if not is_done(campaign, key, setting_of(method, config, bench)):
+                campaign.keep(key, run(method, config, prompt, bench) | {"seed": seed})
                 write(campaign, page, options)
                 print(key, campaign.results[key], flush=True)
     write(campaign, page, options)
@@ -103,32 +120,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def runs(options: argparse.Namespace, asked: Sequence[str]) -> list[tuple[str, str, str, int]]:
     """This part's runs: best switches first, seed by seed."""
-    order = [(name, switches, prompt, seed) for switches in options.switches for seed in range(options.seeds)
-             for prompt in asked for name in options.methods]  # fmt: skip
-    part, parts = options.part
-    return order[part - 1 :: parts]
+    pairs = mine([(seed, prompt) for seed in range(options.seeds) for prompt in asked], options.part)
+    return [(name, switches, prompt, seed) for switches in options.switches for seed, prompt in pairs
+            for name in options.methods]  # fmt: skip
 
 
-def one(name: str, switches: str, prompt: str, seed: int, bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
-    """One measured run."""
+def sized(name: str, switches: str, seed: int, options: argparse.Namespace) -> tuple[TextMethod, TextTo3DConfig]:
+    """A setting at this campaign's size."""
     method, config = setting(name, switches)
     size, steps = options.image_size or config.image_size, options.iterations or config.iterations
-    config = replace(config, seed=seed, visits=1, threads=options.threads, image_size=size, iterations=steps)
-    return run(method, config, prompt, bench) | {"seed": seed}
+    return method, replace(config, seed=seed, visits=1, image_size=size, iterations=steps, **common(options))
 
 
 def references(campaign: Campaign, asked: Sequence[str], bench: Bench, options: argparse.Namespace) -> None:
     """The toys themselves, and samples of the prior."""
     for prompt in asked:
         key = f"{options.prior}/the toy itself/{prompt}/0"
-        if key not in campaign.results:
-            campaign.keep(key, toy_figures(prompt, bench) | {"seed": 0})
+        if not is_done(campaign, key, bench.hashes):
+            campaign.keep(key, toy_figures(prompt, bench) | {"seed": 0, "setting": bench.hashes})
     from scene_distill.methods.text_to_3d.teachers import toy_of
 
     key = f"{options.prior}/samples of the prior/{len(asked)} captions/0"
-    if key not in campaign.results:
-        found = ceiling(bench.prior, bench.judge, [toy_of(prompt) for prompt in asked], Orbit(views=12))
-        campaign.keep(key, {name: clean(value) for name, value in found.items()})
+    if not is_done(campaign, key, bench.hashes):
+        found = ceiling(bench.prior, bench.judge, [toy_of(prompt) for prompt in asked], bench.orbit)
+        campaign.keep(key, {name: clean(value) for name, value in found.items()} | {"setting": bench.hashes})
 
 
 def write(campaign: Campaign, page: Path, options: argparse.Namespace) -> None:

@@ -3,25 +3,34 @@
 Equal terms: one schedule of levels (annealed, 900 to 20 thousandths), one guidance (7.5 in standard form), one budget
 of evaluations of the prior (a method that asks more often makes fewer steps), one size of the gradient (its root mean
 square, so that the optimiser's and the regularisers' weights mean the same), no clip. Everything else is the loop's.
+With one level for all pictures of a step and gradients of one size SJC is SDS, so SJC goes without its variance
+reduction there.
+
+Every row says by `setting` what decided it: config, prior and judge; a campaign measures anew what was measured with
+other ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import math
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from campaign import ROOT
+from campaign import ROOT, Campaign
 from torch import Tensor
 
 from scene_distill.core.cameras import Camera
+from scene_distill.core.errors import UserError
+from scene_distill.methods.dreamer_xl.recipe import Spikes
 from scene_distill.methods.text_to_3d.backgrounds import plain
 from scene_distill.methods.text_to_3d.config import TextTo3DConfig
 from scene_distill.methods.text_to_3d.generate import text_to_3d
@@ -29,14 +38,18 @@ from scene_distill.methods.text_to_3d.registry import TextMethod
 from scene_distill.methods.text_to_3d.representation import TrainedObject
 from scene_distill.methods.text_to_3d.teachers import open_prior, toy_of
 from scene_distill.objectives.score import Objective, distill
+from scene_distill.objectives.score_clip import Clip
 from scene_distill.objectives.score_presets import on_equal_terms
+from scene_distill.objectives.score_sds import SJC
 from scene_distill.objectives.score_teacher import Progress
 from scene_distill.objectives.score_times import AnnealedTimes
 from scene_distill.priors.gaussian import GaussianPrior
 from scene_distill.priors.prior import NoisePrior
 from scene_distill.priors.schedules import cosine
+from scene_distill.priors.tiny import PACKAGED, read_tiny, sha256
 from scene_distill.renderers.stored_splats import activated
 from scene_distill.representations.splats import Splats
+from scene_distill.training.attribute_classifier import PACKAGED as JUDGE
 from scene_distill.training.attribute_classifier import read_judge
 from scene_distill.training.object_views import Draw, Orbit
 from scene_distill.training.text_to_3d_metrics import Asked, measured
@@ -55,6 +68,8 @@ class Bench:
     prior: NoisePrior
     judge: Any
     orbit: Orbit
+    hashes: str
+    """Of the files of prior and judge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +114,13 @@ class Retimed(TextMethod):
 
     def changed(self, objective: Objective) -> Objective:
         """One objective on the terms of the campaign."""
-        if self.equal:
-            objective = on_equal_terms(objective, LEVELS, guidance=GUIDANCE)
-        return replace(objective, transforms=(SameSize(), *objective.transforms))
+        clips = tuple(each for each in objective.transforms if isinstance(each, Clip))
+        spikes = tuple(each for each in objective.transforms if isinstance(each, Spikes))
+        if not self.equal:
+            return replace(objective, transforms=(*clips, SameSize(), *spikes))
+        plain_form: dict[str, Any] = {"variance_reduction": False} if isinstance(objective.method, SJC) else {}
+        objective = on_equal_terms(objective, LEVELS, guidance=GUIDANCE, **plain_form)
+        return replace(objective, transforms=(SameSize(), *spikes))
 
 
 def retimed(method: TextMethod, equal: bool) -> Retimed:
@@ -133,15 +152,34 @@ def run(method: TextMethod, config: TextTo3DConfig, prompt: str, bench: Bench) -
     with tempfile.TemporaryDirectory() as folder:
         made = text_to_3d(method, config, [prompt], bench.prior, Path(folder) / "run")[0]
     seconds = time.perf_counter() - started
-    cost = {"steps": config.iterations, "evaluations": made.evaluations, "seconds": round(seconds, 2)}
+    cost = {"steps": config.iterations, "evaluations": made.evaluations, "seconds": round(seconds, 2),
+            "setting": setting_of(method, config, bench)}  # fmt: skip
     asked = Asked(toy_of(prompt), bench.judge)
     if not made.finite:
         return {"diverged": 1.0, "why": "not a number", "r_precision": 0.0, "r_precision_parts": 0.0,
                 "r_precision_object": 0.0} | cost  # fmt: skip
     geometry = made.trained.geometry()
     gaussians = activated(geometry, torch.eye(4)) if isinstance(geometry, Splats) else None
+    cost |= {"gaussians": len(gaussians.means)} if gaussians is not None else {}
     figures = measured(draw_of(made.trained), asked, bench.orbit, bench.prior, gaussians)
     return {name: clean(value) for name, value in figures.items()} | cost
+
+
+def setting_of(method: TextMethod, config: TextTo3DConfig, bench: Bench) -> str:
+    """A short hash of all that decides a run."""
+    plain_config = {name: value for name, value in asdict(config).items() if name not in ("threads", "prior_path")}
+    text = json.dumps([method.name, plain_config, bench.hashes, getattr(method, "equal", None)], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def is_done(campaign: Campaign, key: str, setting: str) -> bool:
+    """Whether a run is there, made with this setting."""
+    return key in campaign.results and campaign.results[key].get("setting") == setting
+
+
+def mine(pairs: Sequence[Any], part: tuple[int, int]) -> list[Any]:
+    """This process's share: every N-th, so that comparisons of one prompt and seed stay together."""
+    return list(pairs[part[0] - 1 :: part[1]])
 
 
 def draw_of(trained: TrainedObject) -> Draw:
@@ -174,20 +212,49 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prior", choices=("tiny", "mixture"), default="tiny")
     parser.add_argument("--prior-path", type=Path, help="file or folder of the prior; default: the packaged one")
     parser.add_argument("--judge", type=Path, help="judge.safetensors; default: beside the prior, else the packaged")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), default="bfloat16", help="of the tiny prior")
     parser.add_argument("--threads", type=int, default=1, help="threads of a process; results do not depend on them")
     parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="every N-th run")
     parser.add_argument("--results", type=Path, help="JSON; default: benchmarks/results/<name>.json")
     parser.add_argument("--page", type=Path, help="Markdown; default: docs/<name>.md")
 
 
-def open_bench(options: argparse.Namespace, config: TextTo3DConfig, prompts: Sequence[str]) -> Bench:
-    """The prior and the judge that the flags name; UserError where one is missing."""
+def open_bench(options: argparse.Namespace, config: TextTo3DConfig, prompts: Sequence[str], size: int = 64) -> Bench:
+    """The prior and the judge that the flags name, and views of ``size`` pixels; UserError where one is missing or the
+    prior is not trained to its end."""
     torch.set_num_threads(1)
     judge = options.judge
     if judge is None and options.prior_path is not None and (options.prior_path / "judge.safetensors").exists():
         judge = options.prior_path
-    config = replace(config, prior=options.prior, prior_path=options.prior_path, prompts=tuple(prompts))
-    return Bench(open_prior(config, torch.device("cpu"), options.threads), read_judge(judge)[0], Orbit())
+    config = replace(config, prior_path=options.prior_path, prompts=tuple(prompts), **common(options))
+    prior = open_prior(config, torch.device("cpu"), options.threads)
+    files = [judge or JUDGE]
+    if options.prior == "tiny":
+        check_trained(options.prior_path)
+        files.append(options.prior_path or PACKAGED)
+    elif options.prior_path is not None:
+        files.append(options.prior_path)
+    return Bench(prior, read_judge(judge)[0], Orbit(size=size), " ".join(map(hash_of, files)))
+
+
+def common(options: argparse.Namespace) -> dict[str, Any]:
+    """Fields that all configs of a campaign share. Precision is fixed, so that rows of different machines agree."""
+    return {"prior": options.prior, "prior_precision": options.precision, "prior_parts": 1, "threads": options.threads}
+
+
+def check_trained(path: Path | None) -> None:
+    """Raise UserError for a tiny prior whose training was not finished."""
+    about = read_tiny(path).about
+    step, steps = about.get("step"), dict(about.get("training", {})).get("steps")
+    if step != steps:
+        raise UserError(f"the prior in {path} stands at step {step} of {steps}; finish its training first")
+
+
+def hash_of(path: Path) -> str:
+    """Of a file, or of what a folder of 'prior train' is read for."""
+    names = ("prior.safetensors", "judge.safetensors")
+    files = [path] if path.is_file() else [path / name for name in names if (path / name).exists()]
+    return "".join(sha256(file)[:12] for file in files)
 
 
 def places(options: argparse.Namespace, name: str) -> tuple[Path, Path]:
@@ -238,7 +305,7 @@ def _middle(rows: Sequence[dict[str, Any]], name: str) -> str:
 LEGEND = (
     "R-precision: the judge, trained apart from the prior, ranks the caption's colour and object first among all 160 "
     "pairs (chance 0.6 %), with the part's colour among 1760 captions (chance 0.06 %); per view (24 views around the "
-    "object, 64 px), and for the object as a whole. Janus: share of back views that are taken for a front, by the "
+    "object), and for the object as a whole. Janus: share of back views that are taken for a front, by the "
     "judge and by the prior itself. Inconsistency: colour difference of the same place in neighbouring views (0 to "
     "1); it means nothing without sharpness, the gradient energy inside the object: a blur is consistent. Clipped: "
     "pixels with a channel at the end of the range. ±: deviation over seeds of the mean over prompts."

@@ -12,7 +12,8 @@ from scene_distill.core.errors import UserError
 
 @dataclass(frozen=True)
 class PixelCodec:
-    """x0 = 2 image - 1, resampled (bilinear, antialiased) where sizes differ; the gradient flows through both."""
+    """x0 = 2 image - 1, resampled where sizes differ: means of k x k pixels where both sides are k times the prior's
+    (as the toy world's pictures are made), else bilinear with antialiasing. The gradient flows through both."""
 
     height: int
     width: int
@@ -27,8 +28,11 @@ class PixelCodec:
         """x0 [B, C, height, width] of images [B, C, H, W] in [0, 1]; raises UserError for other shapes."""
         if images.ndim != 4 or images.shape[1] != self.channels:
             raise UserError(f"the prior takes images [B, {self.channels}, H, W], got {tuple(images.shape)}")
-        size = (self.height, self.width)
-        if tuple(images.shape[2:]) != size:
+        size, given = (self.height, self.width), tuple(images.shape[2:])
+        factor = given[0] // self.height
+        if given != size and given == (factor * self.height, factor * self.width):
+            images = functional.avg_pool2d(images, factor)
+        elif given != size:
             images = functional.interpolate(images, size, mode="bilinear", antialias=True, align_corners=False)
         return 2 * images - 1
 

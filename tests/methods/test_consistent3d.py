@@ -28,7 +28,7 @@ from scene_distill.methods.text_to_3d.views import orbit_views
 from scene_distill.objectives.score_cds import CDS
 from scene_distill.objectives.score_noise import FixedPerView, FixedShared, Fresh
 from scene_distill.objectives.score_sds import SDS
-from scene_distill.objectives.score_teacher import Progress
+from scene_distill.objectives.score_teacher import Progress, Ramp
 from scene_distill.objectives.score_times import ConsistencyTimes
 
 SMALL = Consistent3DConfig(resolutions=(8, 16, 24), cells=14, image_size=24, supersampling=1)
@@ -230,7 +230,12 @@ def test_switches_reach_the_objective() -> None:
     sources = [method_of(noise=name).noise for name in ("shared", "per-view", "resampled")]  # type: ignore[attr-defined]
     assert [type(source) for source in sources] == [FixedShared, FixedPerView, Fresh]
     assert method_of(sign="literal").sign == "literal"  # type: ignore[attr-defined]
-    assert isinstance(method_of(objective="sds"), SDS)
+    other = stages(replace(SMALL, objective="sds"), small_prior())
+    objectives = [stage.objective() for stage in other]
+    assert all(isinstance(each.method, SDS) and each.method.guidance == Ramp(3.0, 3.0) for each in objectives)
+    assert [each.times for each in objectives] == [stage.objective().times for stage in stages(SMALL, small_prior())], (
+        "other objectives take the stages' levels"
+    )
     assert [stage.name for stage in stages(replace(SMALL, geometry_share=0.0), small_prior())] == ["field", "texture"]
 
 

@@ -22,6 +22,7 @@ from scene_distill.methods.text_to_3d.views import ViewRange
 from scene_distill.nets.text_unet import TextUNet, TextUNetConfig
 from scene_distill.objectives.score_presets import published
 from scene_distill.objectives.score_times import AnnealedTimes, ConsistencyTimes, IntervalTimes, UniformTimes
+from scene_distill.priors.captions import words_of
 from scene_distill.priors.parts import InParts
 from scene_distill.priors.prior import NoisePrior
 from scene_distill.priors.tiny import TinyNetwork, Vocabulary, settled
@@ -211,6 +212,8 @@ def test_priors_by_name_say_what_is_missing(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_mixture_rendered_for_prompts_knows_them_from_every_side() -> None:
     prior = toy_mixture(["a red chair with green legs", "a blue duck"], 16, 0, views=20, others=6)
+    known = [set(words_of(caption)) for caption in prior.captions[40:]]
+    assert not any({"blue", "duck"} <= words for words in known)
     assert len(prior.captions) == 46
     for prompt in ("a red chair with green legs", "a blue duck"):
         for word in ("front", "side", "back", "overhead"):

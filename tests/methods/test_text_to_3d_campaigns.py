@@ -30,7 +30,8 @@ from scene_distill.training.attribute_classifier import save_judge
 from scene_distill.training.object_views import Orbit, object_views
 from scene_distill.training.toy_objects import toy_object
 
-OPTIONS = argparse.Namespace(prior="mixture", image_size=16, evaluations=96, threads=1, seeds=1, only=None, part=(1, 1))
+OPTIONS = argparse.Namespace(prior="mixture", image_size=16, evaluations=96, threads=1, seeds=1, only=None, part=(1, 1),
+                             precision="bfloat16")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.fixture(autouse=True)
 def small_orbit(monkeypatch):
     """Figures from fewer and smaller pictures."""
-    monkeypatch.setattr("text_to_3d_runs.Orbit", lambda: Orbit(views=6, size=24))
+    monkeypatch.setattr("text_to_3d_runs.Orbit", lambda size: Orbit(views=6, size=24))
 
 
 def places(folder: Path) -> list[str]:
@@ -62,15 +63,15 @@ def places(folder: Path) -> list[str]:
 def test_a_slice_of_the_ablation_goes_on_where_it_was_stopped(bench, tmp_path, monkeypatch):
     flags = [*bench, *places(tmp_path), "--image-size", "16", "--evaluations", "96", "--prompts", "1", "--seeds", "1"]
     flags += ["--only", "tsm", "ism at interval t - mu", "tsm, spikes, pixel clip"]
-    ablation.main([*flags, "--part", "1", "2"])
+    ablation.main([*flags, "--only", "tsm", "tsm, spikes, pixel clip"])
     first = json.loads((tmp_path / "found.json").read_text())
     beginning = "mixture/16px/96/"
     assert f"{beginning}tsm/a red chair/0" in first and f"{beginning}the toy itself/a red chair/0" in first
     made, one = [], ablation.one
 
-    def counted(arm, *rest):
-        made.append(arm.method)
-        return one(arm, *rest)
+    def counted(method, *rest):
+        made.append(method.name)
+        return one(method, *rest)
 
     monkeypatch.setattr(ablation, "one", counted)
     ablation.main(flags)
@@ -80,6 +81,8 @@ def test_a_slice_of_the_ablation_goes_on_where_it_was_stopped(bench, tmp_path, m
     row = found[f"{beginning}ism at interval t - mu/a red chair/0"]
     assert row["steps"] == pytest.approx(96 / 22, abs=1) and row["evaluations"] == pytest.approx(96, rel=0.3)
     assert row["diverged"] in (0, 1) and 0 <= row["r_precision"] <= 1 and row["overlap"] >= 0
+    ablation.main([*flags, "--precision", "float32", "--only", "tsm"])
+    assert made == ["ism", "tsm"], "what was measured with another setting is measured anew"
     page = (tmp_path / "found.md").read_text()
     assert "3 of 27 runs" in page and "## What TSM adds to ISM" in page and "the toy itself" in page
 
@@ -118,11 +121,31 @@ def test_every_method_gets_the_same_levels_guidance_and_evaluations(monkeypatch)
         objective = stage.objective()
         times = objective.times.base if isinstance(objective.times, IntervalTimes) else objective.times
         assert times == LEVELS and objective.method.guidance == GUIDANCE, name
-        assert isinstance(objective.transforms[0], SameSize) and config.clip == "none"
+        assert [type(each) for each in objective.transforms] == [SameSize] and config.clip == "none"
         steps = [steps_of(method, config, budget) for budget in (6000, 12000)]
         assert steps[1] == pytest.approx(2 * steps[0], abs=1), name
     assert steps_of(*ablation.setting(ablation.ARMS["sds"], 0, OPTIONS), 6000) == 6000 // (2 * 4)
     assert steps_of(*ablation.setting(ablation.ARMS["cds"], 0, OPTIONS), 6000) == 6000 // (4 * 4)
+
+
+def test_parts_share_out_prompts_and_seeds_with_all_their_arms():
+    options = argparse.Namespace(**vars(OPTIONS) | {"seeds": 2, "part": (1, 2)})
+    other = argparse.Namespace(**vars(options) | {"part": (2, 2)})
+    mine, others = (ablation.runs(each, ["a", "b", "c"]) for each in (options, other))
+    assert len(set(mine) | set(others)) == len(mine) + len(others) == 6 * len(ablation.ARMS)
+    assert not {(seed, prompt) for _, seed, prompt in mine} & {(seed, prompt) for _, seed, prompt in others}
+
+
+def test_on_equal_terms_sjc_is_not_sds_and_spikes_come_last():
+    prior = GaussianPrior({"": torch.zeros(3, 2, 2)}, 0.3, cosine(1000))
+    method, config = ablation.setting(ablation.ARMS["sjc"], 0, OPTIONS)
+    assert method.recipe(config, prior)[0].objective().method.variance_reduction is False
+    method, config = ablation.setting(ablation.ARMS["cds, published"], 0, OPTIONS)
+    kinds = [type(each).__name__ for each in method.recipe(config, prior)[0].objective().transforms]
+    assert kinds == ["Clip", "SameSize"]
+    method, config = ablation.setting(ablation.ARMS["tsm, spikes, pixel clip"], 0, OPTIONS)
+    kinds = [type(each).__name__ for each in method.recipe(config, prior)[0].objective().transforms]
+    assert kinds == ["SameSize", "Spikes"]
 
 
 def test_arms_differ_as_their_names_say():

@@ -106,5 +106,8 @@ def test_pixels_go_to_states_and_back_with_gradient():
     large = torch.rand(1, 3, 20, 12, requires_grad=True)
     codec.encode(large).sum().backward()
     assert large.grad is not None and float(large.grad.sum()) == pytest.approx(2 * 3 * 64, rel=1e-4)
+    twice = torch.rand(1, 3, 16, 16)
+    means = twice.reshape(1, 3, 8, 2, 8, 2).mean((3, 5))
+    torch.testing.assert_close(codec.decode(codec.encode(twice)), means)
     with pytest.raises(UserError, match="takes images"):
         codec.encode(images[:, :1])

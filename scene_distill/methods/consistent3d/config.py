@@ -21,12 +21,12 @@ class Consistent3DConfig(TextTo3DConfig):
     """
 
     objective: ObjectiveName = "cds"
-    """Score-distillation objective; others than cds keep their published schedule in every stage."""
-    coarse_share: float = 0.5
+    """Score-distillation objective; all take the stages' levels, guidance and clip."""
+    coarse_share: float = 0.7
     """Share of the steps for the radiance field (published: 3000 of 11000)."""
-    geometry_share: float = 0.25
+    geometry_share: float = 0.15
     """Share of the steps for the shape of the mesh (published: 3000 of 11000, called optional)."""
-    texture_share: float = 0.25
+    texture_share: float = 0.15
     """Share of the steps for the colours of the mesh, its shape kept (published: 5000 of 11000)."""
 
     refine_image_size: int = 0
@@ -34,7 +34,7 @@ class Consistent3DConfig(TextTo3DConfig):
     refine_field_of_view: Pair = (0.0, 0.0)
     """Field of view in the two stages of the mesh (published: 30 to 45); 0: as in the field's."""
 
-    noise: Literal["shared", "per-view", "resampled"] = "shared"
+    noise: Literal["shared", "per-view", "resampled"] = "resampled"
     """One noise for all views and steps (published), one per view, or a new one each time."""
     sign: Literal["code", "literal"] = "code"
     """Direction of the gradient: the released code's, or that of the loss as it is written, which diverges."""
@@ -42,30 +42,30 @@ class Consistent3DConfig(TextTo3DConfig):
     """Step from the noisier to the cleaner level."""
     anneal: Literal["linear", "sqrt"] = "sqrt"
     """How the cleaner level falls."""
-    gap: float = 100.0
-    """Least distance of the two levels in thousandths."""
-    coarse_levels: Pair = (700.0, 100.0)
-    """Cleaner level of the field's stage."""
-    coarse_jitter: float = 200.0
-    """How much farther up the noisier level may lie, at random."""
-    coarse_range: Pair = (100.0, 980.0)
-    """Lowest and highest level of the field's stage."""
-    coarse_guidance: Pair = (101.0, 51.0)
-    """Scale of classifier-free guidance in standard form."""
-    geometry_levels: Pair = (300.0, 20.0)
-    """Cleaner level of the shape's stage."""
+    gap: float = 80.0
+    """Least distance of the two levels in thousandths (published: 100)."""
+    coarse_levels: Pair = (700.0, 20.0)
+    """Cleaner level of the field's stage (published: 700 to 100)."""
+    coarse_jitter: float = 40.0
+    """How much farther up the noisier level may lie, at random (published: 200)."""
+    coarse_range: Pair = (20.0, 980.0)
+    """Lowest and highest level of the field's stage (published: 100 to 980)."""
+    coarse_guidance: Pair = (3.0, 3.0)
+    """Scale of classifier-free guidance in standard form (published: 101 to 51)."""
+    geometry_levels: Pair = (150.0, 20.0)
+    """Cleaner level of the shape's stage (published: 300 to 20)."""
     geometry_range: Pair = (20.0, 500.0)
     """Lowest and highest level of the shape's stage."""
-    geometry_guidance: Pair = (101.0, 31.0)
-    """Scale of guidance of the shape's stage."""
-    texture_levels: Pair = (500.0, 20.0)
-    """Cleaner level of the colours' stage."""
+    geometry_guidance: Pair = (3.0, 3.0)
+    """Scale of guidance of the shape's stage (published: 101 to 31)."""
+    texture_levels: Pair = (150.0, 20.0)
+    """Cleaner level of the colours' stage (published: 500 to 20)."""
     texture_range: Pair = (20.0, 980.0)
     """Lowest and highest level of the colours' stage."""
-    texture_guidance: Pair = (51.0, 51.0)
-    """Scale of guidance of the colours' stage."""
-    refine_jitter: float = 100.0
-    """How much farther up the noisier level may lie in the two stages of the mesh."""
+    texture_guidance: Pair = (3.0, 3.0)
+    """Scale of guidance of the colours' stage (published: 51)."""
+    refine_jitter: float = 40.0
+    """How much farther up the noisier level may lie in the two stages of the mesh (published: 100)."""
     refine_weight: Literal["uniform", "one_minus_abar", "sigma"] = "one_minus_abar"
     """Weight of a level in the two stages of the mesh; the field's is uniform."""
     clip: Pair = (2.0, 8.0)
@@ -98,8 +98,9 @@ class Consistent3DConfig(TextTo3DConfig):
     """Density of the field where the mesh begins (published: 10); 0: the one whose outline is most like the field's."""
     supersampling: int = 2
     """Mesh pictures are drawn this much finer and averaged."""
-    geometry_sees: Literal["normals", "colours", "both"] = "normals"
-    """What the prior is shown of the shape: normals as colours (published), the coloured mesh, or both in turn."""
+    geometry_sees: Literal["normals", "colours", "both"] = "colours"
+    """What the prior is shown of the shape: normals as colours (published; a prior of toys has never seen any), the
+    coloured mesh, or both in turn."""
 
     orientation: Pair = (0.0, 0.0)
     """Weight of normals that face away from the camera (published: 10 to 1000)."""

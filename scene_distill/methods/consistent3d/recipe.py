@@ -19,6 +19,7 @@ from scene_distill.objectives.score import Objective
 from scene_distill.objectives.score_cds import CDS
 from scene_distill.objectives.score_clip import Clip
 from scene_distill.objectives.score_noise import FixedPerView, FixedShared, Fresh, NoiseSource
+from scene_distill.objectives.score_presets import on_equal_terms
 from scene_distill.objectives.score_teacher import Ramp
 from scene_distill.objectives.score_times import ConsistencyTimes
 from scene_distill.objectives.score_weights import Weighting
@@ -49,9 +50,17 @@ def stages(config: TextTo3DConfig, prior: NoisePrior) -> tuple[Stage, ...]:
 
 def _objective(config: Consistent3DConfig, prior: NoisePrior, coarse: bool, levels: Pair, bounds: Pair,
                guidance: Pair) -> Callable[[], Objective]:  # fmt: skip
-    """CDS on a stage's schedule, or another method's published setting."""
+    """CDS, or another method, on a stage's schedule, guidance and clip."""
+    jitter = config.coarse_jitter if coarse else config.refine_jitter
+    times = ConsistencyTimes(*levels, config.anneal, config.gap, jitter, *bounds)
+    clip = (Clip("element", Ramp(*config.clip)),)
     if config.objective != "cds":
-        return objective_maker(ObjectiveSetting(config.objective, seed=config.seed), prior)
+        make = objective_maker(ObjectiveSetting(config.objective, seed=config.seed), prior)
+
+        def other() -> Objective:
+            return replace(on_equal_terms(make(), times, guidance=Ramp(*guidance)), transforms=clip)
+
+        return other
     sources: dict[str, NoiseSource] = {
         "shared": FixedShared(config.seed),
         "per-view": FixedPerView(config.seed),
@@ -59,9 +68,7 @@ def _objective(config: Consistent3DConfig, prior: NoisePrior, coarse: bool, leve
     }
     weight: Weighting = "uniform" if coarse else config.refine_weight
     method = CDS(Ramp(*guidance), weight, sources[config.noise], config.solver, config.sign)
-    jitter = config.coarse_jitter if coarse else config.refine_jitter
-    times = ConsistencyTimes(*levels, config.anneal, config.gap, jitter, *bounds)
-    objective = Objective(method, times, (Clip("element", Ramp(*config.clip)),))
+    objective = Objective(method, times, clip)
     return lambda: objective
 
 

@@ -79,9 +79,10 @@ class TextTo3DConfig:
     """Fraction of the steps after which cameras move nearer and angles widen, again and again (Dreamer XL: 0.2)."""
     camera_jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Standard deviations of the cameras' centre, target and up vector (Dreamer XL: 0.0144, 0.05, 0.01)."""
-    background: Literal["plain", "greys", "random"] = "plain"
-    """Behind the object: the toy world's own grey; now and then another grey, as the tiny prior has seen; or white,
-    black and random colours (Dreamer XL)."""
+    background: Literal["auto", "plain", "greys", "random"] = "auto"
+    """Behind the object while it is trained: the toy world's own grey; now and then another grey, as the tiny prior has
+    seen, so that nothing of the background's colour can hide before it; or white, black and random colours (Dreamer
+    XL). auto: greys for the tiny prior, plain for the mixture, whose pictures are, random for others."""
     flip: float = 0.0
     """Share of steps whose views are shown mirrored (Dreamer XL: 0.5)."""
 
@@ -93,6 +94,13 @@ class TextTo3DConfig:
     """CPU threads; 0 takes all, shared among the workers. Results do not depend on it."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Continue the run in the run folder from its last commit."""
+
+    @property
+    def behind(self) -> Literal["plain", "greys", "random"]:
+        """The background, settled."""
+        if self.background != "auto":
+            return self.background
+        return {"tiny": "greys", "mixture": "plain"}.get(self.prior, "random")  # type: ignore[return-value]
 
     def __post_init__(self) -> None:
         """Raise UserError for numbers that no run can have."""

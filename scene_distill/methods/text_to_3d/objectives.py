@@ -84,6 +84,8 @@ def _switched(objective: Objective, setting: ObjectiveSetting) -> Objective:
         method = replace(method, mu_fraction=fraction(setting.gamma), inversion=Inversion(setting.stride))
     elif isinstance(method, ISM):
         method = replace(method, inversion=Inversion(setting.stride))
+    if setting.noise == "published" and isinstance(getattr(method, "noise", None), FixedShared):
+        method = replace(method, noise=FixedShared(setting.seed))  # type: ignore[type-var]
     if setting.noise != "published":
         if not isinstance(getattr(method, "noise", None), (Fresh, FixedShared, FixedPerView)):
             raise UserError(f"{setting.name} finds its noise by inversion; leave the noise as published")

@@ -70,7 +70,12 @@ TEXT_METHODS = {
         _gaussians(
             "vsd", "Gaussians, variational score distillation (ProlificDreamer).", objective="vsd", **PUBLISHED_PATH
         ),
-        _gaussians("cds", "Gaussians, consistency distillation sampling.", objective="cds", **PUBLISHED_PATH),
+        _gaussians(
+            "cds",
+            "Gaussians, consistency distillation sampling.",
+            objective="cds",
+            **PUBLISHED_PATH | {"interval": (100.0, 100.0)},
+        ),
         _gaussians("sdi", "Gaussians, score distillation via inversion.", objective="sdi", **PUBLISHED_PATH),
         TextMethod(
             "consistent3d",

@@ -90,13 +90,14 @@ def toy_mixture(prompts: Sequence[str], size: int, seed: int, views: int = MIXTU
                 others: int = MIXTURE_OTHERS) -> RenderMixture:  # fmt: skip
     """A mixture around pictures of one toy per prompt from all sides, and of other toys, ``size`` pixels square.
 
-    Every prompt's toy keeps its proportions in all its pictures. Raises UserError for a prompt that is no toy.
+    Every prompt's toy keeps its proportions in all its pictures; no other toy's caption has all words of a prompt.
+    Raises UserError for a prompt that is no toy.
     """
     toys = list(dict.fromkeys(toy_of(prompt) for prompt in prompts))
-    names = {(toy.color, toy.shape) for toy in toys}
+    meant = [set(words_of(toy.caption())) for toy in toys]
     shots = [shot for number, toy in enumerate(toys) for shot in _around(toy, views, (seed, "toy", number))]
     more = (draw_shot(seed, "mixture", number, "all") for number in range(4 * others))
-    shots += [shot for shot in more if (shot.toy.color, shot.toy.shape) not in names][:others]
+    shots += [shot for shot in more if not any(words <= set(words_of(shot.caption)) for words in meant)][:others]
     pictures = np.stack([over(shot.picture(size), np.array(BACKGROUND)) for shot in shots])
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).clamp(0, 1)
     return RenderMixture(images, [shot.caption for shot in shots])

@@ -75,7 +75,7 @@ class ObjectTraining:
         """Draw a batch and ask the prior about it: figures for the log, and the loss to go back from."""
         config, subject, stage = self.config, self.subject, place.stage
         batch = draw_views(stage.views, place.progress, generator)
-        behind = draw_backgrounds(config.background, len(batch.cameras), generator).to(subject.device)
+        behind = draw_backgrounds(config.behind, len(batch.cameras), generator).to(subject.device)
         views = self.object.render(batch.cameras, behind, place.progress, generator)
         lesson = views.lesson
         if float(torch.rand(1, generator=generator)) < config.flip:
