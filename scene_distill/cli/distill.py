@@ -1,4 +1,4 @@
-"""`scene-distill distill mdt --teacher tiny-shapes | RUN ...`."""
+"""`scene-distill distill mdt [--config FILE] --teacher tiny-shapes | RUN ...`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from scene_distill.core.configs import load_config
 from scene_distill.core.console import command_without, console, say, say_next, show_table
 from scene_distill.core.errors import UserError
 
@@ -20,20 +21,25 @@ METHODS = {"mdt": "few-step 3D flows by marginal-data transport (MDT-dist)"}
 def main(arguments: list[str]) -> None:
     """Distil a slow 3D flow into a fast one."""
     if not arguments or arguments[0].startswith("-"):
-        say("usage: scene-distill distill METHOD [flags]\n")
+        say("usage: scene-distill distill METHOD [--config FILE] [flags]\n")
         for name, what in METHODS.items():
             say(f"  {name:<6} {what}")
+        say("\n  --config FILE  settings of a YAML file; flags win")
         if arguments and arguments[0] in ("-h", "--help"):
             return
         raise UserError(f"name a method first: {', '.join(METHODS)}")
     name, *rest = arguments
     if name not in METHODS:
         raise UserError(f"there is no method '{name}' to distil with; choose one of {', '.join(METHODS)}")
+    from scene_distill.cli.text_to_3d import taken
     from scene_distill.methods.mdt_dist.config import MDTConfig
 
+    file, rest = taken(rest, "--config")
+    default = load_config(MDTConfig, Path(file)) if file else MDTConfig()
     config = tyro.cli(
-        MDTConfig, args=rest, prog=f"scene-distill distill {name}", config=(tyro.conf.FlagCreatePairsOff,)
-    )
+        MDTConfig, default=default, args=rest, prog=f"scene-distill distill {name}",
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )  # fmt: skip
     distill(config, [sys.executable, "-m", "scene_distill", "distill", *arguments])
 
 

@@ -7,6 +7,8 @@ Gradient:  f should be the same here and one teacher's step nearer to the data; 
            sCM (Lu and Song 2025)  delta -> 0: | phi - sg[phi + g] |^2, g = -(u - v) / (rms + 0.1); without that
                                    normalisation its gradient is exactly that of VM
            PCM (Wang et al. 2024)  CM inside phases: from t in (e_k, e_k+1] to e_k instead of to 0
+           The gradients of CM and PCM are of the size of delta; who trains with them beside the others divides their
+           loss by delta, or clipping and Adam's epsilon treat them otherwise.
 Cost:      of velocity matching.
 
 sCM is written for the linear path, not for TrigFlow, and without adaptive weights or tangent warm-up.

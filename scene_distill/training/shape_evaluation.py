@@ -2,7 +2,9 @@
 
 Frechet     distance of two sets in a named feature space (`prior_evaluation.feature_distance`). 'structure' and
             'surface': latents as flows see them; 'voxels': occupancy averaged over cells of 4^3. Its floor is the
-            distance of training from test objects, sets of the same sizes.
+            distance of training from test objects, sets of the same sizes. Within kinds: after the reference's mean of
+            an object's kind is taken from both, so that kinds which each collapse to one shape cannot hide behind the
+            distances between kinds.
 agreement   of samples from the same noise: intersection over union of occupancy, and Chamfer distance of shells,
             (mean a->b + mean b->a) / 2 of distances that are not squared, in edges of the cube.
 coverage    share of reference objects that are the nearest of at least one sample; matching distance (MMD): mean over
@@ -22,10 +24,25 @@ from scene_distill.training.prior_evaluation import feature_distance
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of features [N, D] and [M, D]; `UserError` below two of each."""
+    """Frechet distance of features [N, D] and [M, D]; not a number where a feature is none. `UserError` below two of
+    each."""
     if min(len(a), len(b)) < 2:
         raise UserError("a Frechet distance needs at least two objects on either side")
+    if not (a.isfinite().all() and b.isfinite().all()):
+        return float("nan")
     return feature_distance(a, b)
+
+
+def frechet_within_kinds(samples: Tensor, kinds: Tensor, reference: Tensor, reference_kinds: Tensor) -> float:
+    """Frechet distance of features [N, D] and [M, D] from the reference's means of their ``kinds`` [N] and [M].
+
+    Samples of kinds that the reference lacks are left out.
+    """
+    means = reference.new_zeros(int(reference_kinds.max()) + 1, reference.shape[1])
+    for kind in reference_kinds.unique():
+        means[kind] = reference[reference_kinds == kind].mean(0)
+    known = torch.isin(kinds, reference_kinds)
+    return frechet(samples[known] - means[kinds[known]], reference - means[reference_kinds])
 
 
 def pooled_voxels(grids: Tensor, cell: int = 4) -> Tensor:

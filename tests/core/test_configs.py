@@ -10,6 +10,8 @@ from scene_distill.core.configs import changed_fields, from_plain, load_config, 
 from scene_distill.core.errors import UserError
 from scene_distill.core.memory import format_bytes, parse_bytes
 from scene_distill.methods import METHODS
+from scene_distill.methods.mdt_dist.config import MDTConfig
+from scene_distill.methods.mdt_dist.run import METHOD
 from scene_distill.methods.momentum_gs.config import MomentumGSConfig
 from scene_distill.methods.text_to_3d.registry import TEXT_METHODS
 
@@ -19,7 +21,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_file_fits_its_method(path):
     name = yaml.safe_load(path.read_text())["method"]
-    kind = (METHODS | TEXT_METHODS)[name].config
+    kind = MDTConfig if name == METHOD else (METHODS | TEXT_METHODS)[name].config
     assert isinstance(load_config(kind, path), kind)
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,16 +12,30 @@ import torch
 from scene_distill.blocks.workers import Workers
 from scene_distill.cli import main as cli
 from scene_distill.core.errors import UserError
+from scene_distill.data.shape_shards import ShapeSet, ShapeShard, make_shard
 from scene_distill.data.shape_world import prompt_words
 from scene_distill.export.mesh_files import read_mesh
 from scene_distill.export.ply import read_ply
-from scene_distill.methods.mdt_dist import flows
+from scene_distill.methods.mdt_dist import flows, wall_clock
+from scene_distill.methods.mdt_dist.autoencoders import LOOKS, SAMPLES, surface_latents
 from scene_distill.methods.mdt_dist.config import TESTING, MDTConfig
-from scene_distill.methods.mdt_dist.evaluation import Evaluation, autoencoding, evaluate_walk, floors, gather_truth
+from scene_distill.methods.mdt_dist.evaluation import (
+    Evaluation,
+    autoencoding,
+    evaluate_walk,
+    finite,
+    floors,
+    gather_truth,
+)
 from scene_distill.methods.mdt_dist.flows import Batch, Latents, StudentLesson, draw_batch
+from scene_distill.methods.mdt_dist.latency import latencies
 from scene_distill.methods.mdt_dist.model import ShapeModel, ShapeSizes, Walk
 from scene_distill.methods.mdt_dist.run import MDTRun, open_folder, saved_config, sizes_of
+from scene_distill.methods.mdt_dist.walking import walked
 from scene_distill.nets.vector_flow import VectorFlow
+from scene_distill.priors.flow import FlowSteps, Guidance, sample
+
+PUBLISHED = Path(__file__).parents[2] / "configs" / "mdt_structure_published.yaml"
 
 
 def train(config):
@@ -61,7 +76,10 @@ def test_a_run_leaves_a_model_and_its_logs(world):
     log = (world / "student_structure" / "log.jsonl").read_text()
     assert '"t 0.' in log and '"matching"' in log
     stages = json.loads((world / "stages.json").read_text())
-    assert len(stages) == 7 and set(stages["student_structure"]["bins"]) <= set(flows.BINS.names())
+    assert len(stages) == 8 and set(stages["student_structure"]["bins"]) <= set(flows.BINS.names())
+    learning = sum(stage["seconds"] for name, stage in stages.items() if name != "whole")
+    assert stages["whole"]["seconds"] > learning
+    assert stages["student_latent"]["teacher_evaluations"] == 3 * 6 * -(-8 * 2 // 3)
     assert "output_dir" not in model.about["config"] and str(world) not in json.dumps(model.about)
 
 
@@ -171,6 +189,97 @@ def test_samples_do_not_depend_on_their_company(world):
     torch.testing.assert_close(both.structure_state[1:], alone.structure_state, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("sampler", ["euler", "renoise"])
+def test_an_object_depends_on_its_own_noise_alone(world, sampler):
+    model, walk = ShapeModel.load(world), Walk(3, sampler, role="student")
+    words = torch.ones(5, 1, dtype=torch.int64)
+    together = model.walk("structure", words, None, walk, 3, range(5))
+    apart = [model.walk("structure", words[n:m], None, walk, 3, range(n, m)) for n, m in ((0, 1), (1, 3), (3, 5))]
+    torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
+
+
+def test_renoising_is_that_of_the_sampler():
+    flow, steps = (lambda x, t, c: 0.3 * x + t), FlowSteps(3, 1.0, "renoise")
+    guidance = Guidance((None,))
+    noise = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
+    ours = walked(flow, noise, guidance, steps, [torch.Generator().manual_seed(1)])
+    assert torch.equal(ours, sample(flow, noise, guidance, steps, torch.Generator().manual_seed(1)))
+
+
+def test_latents_are_means_of_what_the_encoder_was_trained_to_see():
+    """Several draws of as many samples as in training, not one of more, and the same for all who ask."""
+    counts = []
+
+    def encoder(index, distance, color):
+        counts.append(index.shape[1])
+        return torch.full((len(index), 2), float(len(counts))), None
+
+    shard = make_shapes(2)
+    found = surface_latents(encoder, shard, torch.arange(2), torch.Generator().manual_seed(0))
+    assert counts == [SAMPLES] * LOOKS and torch.equal(found, torch.full((2, 2), (1 + LOOKS) / 2))
+
+
+def make_shapes(count):
+    return ShapeShard(32, **make_shard(ShapeSet("train", count), 0))
+
+
+def test_a_student_can_be_the_teacher_of_the_next_and_a_changed_teacher_is_noticed(world, tmp_path):
+    one = replace(TESTING, teacher=str(world), stage="structure", student_steps=2, output_dir=tmp_path / "one")
+    train(one)
+    two = replace(one, teacher=str(one.output_dir), stage="latent", output_dir=tmp_path / "two")
+    model = train(two)
+    kept = ShapeModel.load(one.output_dir).flow("student", "structure")
+    pairs = zip(kept.parameters(), model.flow("student", "structure").parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    path = one.output_dir / "model.safetensors"
+    path.write_bytes((world / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="trained anew"):
+        open_folder(replace(two, resume=True))
+    path.unlink()
+    with pytest.raises(UserError, match="finish that run first"):
+        open_folder(replace(two, output_dir=tmp_path / "three"))
+    assert not (tmp_path / "three").exists()
+
+
+def test_the_teachers_evaluations_are_counted(world):
+    files, count = flows.LatentFiles(world / "latents"), []
+    model = ShapeModel.load(world)
+    teacher = model.flow("teacher", "structure")
+
+    class Counted(torch.nn.Module):
+        def forward(self, x, *rest):
+            count.append(len(x))
+            return teacher(x, *rest)
+
+    for switches in ({}, {"vd": 1.0}, {"vd": 1.0, "guidance": 2.0}, {"guidance": 2.0, "keep_guidance": True}):
+        config = replace(TESTING, **switches)
+        network = VectorFlow(model.sizes.flow_config("structure"))
+        lesson = StudentLesson(files, "structure", model.whitening, network, Counted(), config)
+        data = lesson.read(0)
+        count.clear()
+        for step in range(7):
+            lesson.outcome(data, 4, step / 7, torch.Generator().manual_seed(step))
+        assert sum(count) == lesson.teacher_evaluations(7, 4)
+
+
+@pytest.mark.parametrize("objective", ["cm", "pcm"])
+def test_consistency_has_gradients_of_velocity_matchings_size(world, objective):
+    model = ShapeModel.load(world)
+    network = VectorFlow(model.sizes.flow_config("structure"))
+    files = flows.LatentFiles(world / "latents")
+
+    def gradient(config):
+        lesson = StudentLesson(files, "structure", model.whitening, network, model.flow("teacher", "structure"), config)
+        loss = lesson.outcome(lesson.read(0), 32, 0.5, torch.Generator().manual_seed(0)).loss
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(network.parameters()))])
+
+    divided = gradient(replace(TESTING, objective=objective))
+    published = gradient(replace(TESTING, objective=objective, per_delta=False))
+    torch.testing.assert_close(divided, published / TESTING.delta)
+    assert 0.1 < float(divided.norm() / gradient(TESTING).norm()) < 2
+
+
 def test_weights_fit_into_ten_megabytes():
     sizes = ShapeSizes()
     model = ShapeModel(sizes)
@@ -219,6 +328,8 @@ def test_generate_refuses(full_model, flags, complaint, capsys):
         (["mdt", "--unsaid", "2"], "share between 0 and 1"),
         (["mdt", "--teacher", "nowhere", "--output-dir", "{}"], "no run of"),
         (["other"], "no method 'other'"),
+        (["mdt", "--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
+        (["mdt", "--config", str(PUBLISHED), "--width", "5"], "--width is 5"),
     ],
 )
 def test_distill_refuses(flags, complaint, capsys, tmp_path):
@@ -241,12 +352,48 @@ def test_figures_of_a_walk(world):
     model, how = ShapeModel.load(world), Evaluation(24, 8)
     run = MDTRun(replace(saved_config(world), output_dir=world), Workers())
     truth = gather_truth(model, run.files, run.shapes, world / "shapes", how)
-    assert set(floors(truth)) == {"frechet_structure", "frechet_surface", "frechet_voxels"}
+    lowest = floors(model, truth, how)
     assert 0 <= autoencoding(model, truth, how)["overlap"] <= 1
     found = evaluate_walk(model, truth, Walk(2), how)
-    assert found["evaluations"] == 2 and found["seconds_both"] > 0 and found["frechet_surface"] > 0
-    fine = evaluate_walk(model, truth, Walk(200, role="teacher"), how, surface=False)
-    assert fine["overlap_with_fine"] == 1 and fine["rmse_with_fine"] == pytest.approx(0, abs=1e-5)
+    assert found["evaluations"] == 4 and found["frechet_surface"] > 0
+    assert set(lowest) - {"frechet_voxels_raw"} == set(found) - {
+        "evaluations", "noise", "overlap_with_fine", "chamfer_with_fine", "rmse_with_fine",
+    }  # fmt: skip
+    for seed in (0, 1):
+        fine = evaluate_walk(model, truth, Walk(200, role="teacher"), how, seed, surface=False)
+        assert fine["overlap_with_fine"] == 1 and fine["rmse_with_fine"] == pytest.approx(0, abs=1e-5)
+        assert fine["evaluations"] == 200
+    other = evaluate_walk(model, truth, Walk(2), how, 1)
+    assert other["rmse_with_fine"] == found["rmse_with_fine"]
+    assert other["frechet_structure"] != found["frechet_structure"]
+    assert "rmse_with_fine" not in evaluate_walk(model, truth, Walk(2, "renoise"), how, surface=False)
+    assert finite({"a": 1.0, "b": float("nan"), "c": float("inf")}) == {"a": 1.0}
+
+
+def test_latencies_are_of_every_walk_and_threads_stay(world):
+    model, threads = ShapeModel.load(world), torch.get_num_threads()
+    found = latencies(model, torch.tensor([[1, 0, 0]]), [Walk(25, role="teacher"), Walk(1)], 2)
+    assert len(found) == 2 and all(s["flows"] > 0 and s["decoding"] > 0 for s in found)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_wall_clock_counts_on(tmp_path, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(wall_clock.time, "monotonic", lambda: now[0])
+    path = tmp_path / "clock.json"
+    clock = wall_clock.WallClock(path)
+    now[0] += 5
+    clock.tick()
+    assert clock.seconds == 5 and not path.exists()
+    now[0] += 6
+    clock.tick()
+    now[0] += 1000
+    again, silent = wall_clock.WallClock(path), wall_clock.WallClock(path, kept=False)
+    now[0] += 2
+    silent.write()
+    assert json.loads(path.read_text()) == {"seconds": 11.0}
+    again.write()
+    assert json.loads(path.read_text()) == {"seconds": 13.0}
 
 
 def test_costs_name_every_stage(capsys):

@@ -8,6 +8,7 @@ from scene_distill.training.shape_evaluation import (
     chamfer,
     coverage_and_matching,
     frechet,
+    frechet_within_kinds,
     overlap,
     overlaps,
     pooled_voxels,
@@ -30,6 +31,27 @@ def test_frechet_distance_of_gaussians():
     assert frechet(a, b) == pytest.approx(1 + 3, rel=0.05)
     with pytest.raises(UserError, match="at least two"):
         frechet(a[:1], b)
+
+
+def test_distances_of_what_is_no_number_are_none():
+    a = torch.randn(5, 2, generator=torch.Generator().manual_seed(0))
+    assert frechet(a, a / 0) != frechet(a, a / 0)
+
+
+def test_kinds_that_collapse_are_seen_within():
+    """Two kinds far apart: samples at the kinds' means hardly change the distance of all, and lose all within."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.arange(20000) % 2
+    means = torch.tensor([[-100.0, 0], [100.0, 0]])
+    reference = means[kinds] + torch.randn(20000, 2, generator=generator)
+    assert frechet_within_kinds(reference, kinds, reference, kinds) == pytest.approx(0, abs=1e-5)
+    collapsed = means[kinds]
+    assert frechet_within_kinds(collapsed, kinds, reference, kinds) == pytest.approx(2, rel=0.05)
+    moved = frechet_within_kinds(reference + torch.tensor([0, 3.0]), kinds, reference, kinds)
+    assert moved == pytest.approx(9, rel=0.01)
+    unknown = torch.cat([kinds, torch.tensor([5])])
+    more = torch.cat([reference, torch.full((1, 2), 1e6)])
+    assert frechet_within_kinds(more, unknown, reference, kinds) == pytest.approx(0, abs=1e-5)
 
 
 def test_overlaps():

@@ -38,8 +38,8 @@ from scene_distill.renderers.splat import render
 from scene_distill.training.sharded_learning import Outcome
 
 STRUCTURE_KL, SURFACE_KL = 2e-3, 1e-3
-SAMPLES = 128
-"""Shell voxels of an object that a step looks at."""
+SAMPLES, LOOKS = 128, 4
+"""Shell voxels of an object that the surface encoder sees at a time, and how often it looks for one latent."""
 
 ONE_BIN = TimeBins(1)
 
@@ -125,6 +125,16 @@ class SurfaceLesson:
         return Outcome(loss, {"distance": _number(off), "color": _number(tint), "kl": _number(kl)})
 
 
+@torch.no_grad()
+def surface_latents(encoder: SurfaceEncoder, shard: ShapeShard, rows: Tensor, generator: torch.Generator) -> Tensor:
+    """Surface latents [B, Z] of objects ``rows`` [B]: posterior means, averaged over `LOOKS` draws of `SAMPLES` voxels.
+
+    Not one draw of more: the encoder's largest feature grows with their number, and it learned with `SAMPLES`.
+    """
+    looks = [encoder(*shard.sampled(rows, SAMPLES, generator))[0] for _ in range(LOOKS)]
+    return torch.stack(looks).mean(0)
+
+
 @dataclass(frozen=True, eq=False)
 class PicturedShard:
     """A shard and which objects it holds."""
@@ -171,7 +181,7 @@ class GaussianLesson:
         grids = shard.grids(rows)
         with torch.no_grad():
             structure = self.structure(grids.float())[0]
-            surface = self.surface(*shard.sampled(rows, 4 * SAMPLES, generator))[0]
+            surface = surface_latents(self.surface, shard, rows, generator)
         return self.network(index[None], grids, surface, structure)[0], index
 
 

@@ -91,6 +91,9 @@ class MDTConfig:
     """Step of the finite difference, and of consistency distillation."""
     d_norm: bool = False
     """Divide the derivative by its norm + 0.1 (published code; not in the paper)."""
+    per_delta: bool = True
+    """cm, pcm: divide the loss by delta (published: no). Gradients point where they did and have vm's size, so that
+    clipping and Adam's epsilon treat all objectives alike."""
     tangent_norm: bool = True
     """scm: divide the tangent by its root-mean-square + 0.1."""
     phases: int = 2

@@ -1,11 +1,13 @@
 """Figures of a small-world model: every way of walking its flows against held-out objects and the teacher's fine path.
 
-All walks start from the same noise, so that agreement compares what different numbers of steps make of it.
+Distances of sets are of noise that differs from seed to seed, so that their spread over seeds has that of sampling in
+it. Agreement compares what walks make of the same noise, so it has noise of its own, the same for all seeds; steps that
+draw noise again agree with nothing.
 """
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from scene_distill.training.shape_evaluation import (
     chamfer,
     coverage_and_matching,
     frechet,
+    frechet_within_kinds,
     overlap,
     pooled_voxels,
     recognised,
@@ -35,7 +38,8 @@ FINE = Walk(steps=200, role="teacher")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How many objects figures are of. ``compared``: of those that are compared in pairs or each with each."""
+    """How many objects figures are of. ``compared``: of those that are compared in pairs or each with each; ``seed``:
+    of the noise."""
 
     samples: int = 2000
     compared: int = 400
@@ -51,6 +55,7 @@ class Truth:
     latents: dict[str, Tensor]
     training: dict[str, Tensor]
     training_grids: Tensor
+    training_kinds: Tensor
     fine: Tensor
     fine_state: Tensor
 
@@ -70,7 +75,8 @@ def gather_truth(model: ShapeModel, files: LatentFiles, world: ShapeSet, folder:
     words = shapes.words[: how.compared].long()
     fine = model.walk("structure", words[:, :1], None, FINE, how.seed, range(len(words)))
     known = trained.grids(torch.arange(min(how.samples, len(trained))))
-    return Truth(shapes, grids, latents, training, known, decoded(model, fine), fine)
+    kinds = trained.words[: how.samples, 0].long()
+    return Truth(shapes, grids, latents, training, known, kinds, decoded(model, fine), fine)
 
 
 @torch.no_grad()
@@ -80,12 +86,36 @@ def decoded(model: ShapeModel, states: Tensor, at_once: int = 256) -> Tensor:
     return torch.cat([model.structure_decoder(model.whitening["structure"].undo(part)) > 0 for part in parts])
 
 
-def floors(truth: Truth) -> dict[str, float]:
-    """Frechet distances of training from test objects: what a perfect sampler would show."""
-    found = {f"frechet_{name}": frechet(truth.training[flow], truth.latents[flow])
-             for flow, name in (("structure", "structure"), ("latent", "surface"))}  # fmt: skip
-    voxels = frechet(pooled_voxels(truth.training_grids), pooled_voxels(truth.grids))
-    return found | {"frechet_voxels": voxels}
+def floors(model: ShapeModel, truth: Truth, how: Evaluation) -> dict[str, float]:
+    """Figures of training objects in place of samples: what a perfect sampler would show.
+
+    Occupancy is decoded from their latents, as that of samples is; 'raw' is the distance of the objects themselves.
+    """
+    states = truth.training["structure"]
+    found = _of_sets(truth, states, decoded(model, states), truth.training_kinds, how)
+    found["frechet_surface"] = frechet(truth.training["latent"], truth.latents["latent"])
+    found["frechet_voxels_raw"] = frechet(pooled_voxels(truth.training_grids), pooled_voxels(truth.grids))
+    return finite(found)
+
+
+def finite(figures: dict[str, float]) -> dict[str, float]:
+    """The figures that are numbers: JSON has no others."""
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def _of_sets(truth: Truth, states: Tensor, grids: Tensor, kinds: Tensor, how: Evaluation) -> dict[str, float]:
+    """Figures of states [N, D] of the structure flow and their occupancy as a set that was asked for ``kinds`` [N]."""
+    test_kinds = truth.shapes.words[:, 0].long()
+    few = slice(0, how.compared)
+    coverage, matching = coverage_and_matching(grids[few], truth.grids[few])
+    return {
+        "frechet_structure": frechet(states, truth.latents["structure"]),
+        "frechet_within_kind": frechet_within_kinds(states, kinds, truth.latents["structure"], test_kinds),
+        "frechet_voxels": frechet(pooled_voxels(grids), pooled_voxels(truth.grids)),
+        "coverage": coverage, "matching_distance": matching,
+        "recognised": recognised(grids, kinds, truth.grids, test_kinds),
+        "empty": float((~grids.flatten(1).any(1)).float().mean()),
+    }  # fmt: skip
 
 
 @torch.no_grad()
@@ -106,43 +136,34 @@ def autoencoding(model: ShapeModel, truth: Truth, how: Evaluation) -> dict[str, 
 
 
 @torch.no_grad()
-def evaluate_walk(model: ShapeModel, truth: Truth, walk: Walk, how: Evaluation, surface: bool = True,
-                  noise_seed: int | None = None) -> dict[str, Any]:  # fmt: skip
-    """Figures of one walk; ``surface``: also of the second flow. The seconds are those of the flows alone, of one
-    object at a time after one to warm up."""
+def evaluate_walk(model: ShapeModel, truth: Truth, walk: Walk, how: Evaluation, seed: int = 0,
+                  surface: bool = True) -> dict[str, Any]:  # fmt: skip
+    """Figures of one walk from noise number ``seed``; ``surface``: also of the second flow.
+
+    ``evaluations``: calls of networks for an object, in all flows that were walked. Agreement is of noise 0 whatever
+    the seed, and not there for walks that draw noise again. Figures that are not numbers are left out.
+    """
     words = truth.shapes.words[: how.samples].long()
-    numbers = range(len(words))
-    seed = how.seed if noise_seed is None else noise_seed
-    state = model.walk("structure", words[:, :1], None, walk, seed, numbers)
-    grids = decoded(model, state)
-    few = slice(0, how.compared)
-    agreement = overlap(grids[few], truth.fine)
-    distances = chamfer(grids[few], truth.fine)
-    coverage, matching = coverage_and_matching(grids[few], truth.grids[few])
-    figures: dict[str, Any] = {
-        "frechet_structure": frechet(state, truth.latents["structure"]),
-        "frechet_voxels": frechet(pooled_voxels(grids), pooled_voxels(truth.grids)),
-        "overlap_with_fine": float(agreement.mean()),
-        "chamfer_with_fine": float(distances[~distances.isnan()].mean()),
-        "rmse_with_fine": float((state[few] - truth.fine_state).square().mean().sqrt()),
-        "coverage": coverage, "matching_distance": matching,
-        "recognised": recognised(grids, words[:, 0], truth.grids, truth.shapes.words[:, 0].long()),
-        "empty": float((~grids.flatten(1).any(1)).float().mean()),
-        "evaluations": walk.steps * (2 if walk.guidance else 1),
-        "seconds_structure": _seconds(lambda: model.walk("structure", words[:1, :1], None, walk, seed, range(1))),
-    }  # fmt: skip
+    numbers, noise = range(len(words)), how.seed + seed
+    states = model.walk("structure", words[:, :1], None, walk, noise, numbers)
+    figures = _of_sets(truth, states, decoded(model, states), words[:, 0], how)
+    if walk.steps == 1 or walk.sampler == "euler":
+        figures |= _agreement(model, truth, walk, how)
     if surface:
-        second = model.walk("latent", words, state, walk, seed, numbers)
+        second = model.walk("latent", words, states, walk, noise, numbers)
         figures["frechet_surface"] = frechet(second, truth.latents["latent"])
-        figures["seconds_both"] = _seconds(lambda: model.sample(words[:1], walk, seed))
-    return figures
+    evaluations = (1 + surface) * walk.steps * (2 if walk.guidance else 1)
+    return {"evaluations": evaluations, "noise": noise, **finite(figures)}
 
 
-def _seconds(work: Callable[[], object], times: int = 5) -> float:
-    work()
-    spent = []
-    for _ in range(times):
-        started = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - started)
-    return sorted(spent)[times // 2]
+def _agreement(model: ShapeModel, truth: Truth, walk: Walk, how: Evaluation) -> dict[str, float]:
+    """Of the compared objects with the fine walk from the same noise."""
+    words = truth.shapes.words[: how.compared].long()
+    states = model.walk("structure", words[:, :1], None, walk, how.seed, range(len(words)))
+    grids = decoded(model, states)
+    distances = chamfer(grids, truth.fine)
+    return {
+        "overlap_with_fine": float(overlap(grids, truth.fine).mean()),
+        "chamfer_with_fine": float(distances[~distances.isnan()].mean()),
+        "rmse_with_fine": float((states - truth.fine_state).square().mean().sqrt()),
+    }

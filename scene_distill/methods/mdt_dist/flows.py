@@ -8,7 +8,7 @@ Gradient:  mean squared velocity error; for students one of `objectives.transpor
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -174,6 +174,13 @@ class StudentLesson:
             figures["distillation"] = float(pulled.loss.detach())
         return Outcome(loss, figures, found.each, t)
 
+    def teacher_evaluations(self, steps: int, batch: int) -> int:
+        """How often a shard's training asks the teacher about an object in ``steps`` steps of ``batch`` objects."""
+        config = self.config
+        guided, pulled = (not config.keep_guidance and w != 0 for w in (config.guidance, config.vd_guidance))
+        late = sum(step / steps >= config.vd_from for step in range(steps)) if config.vd else 0
+        return batch * (steps * (1 + guided) + late * (1 + pulled))
+
     def _matched(self, student: Callable[[Tensor, Tensor], Tensor], teacher: Callable[[Tensor, Tensor], Tensor],
                  x: Tensor, t: Tensor) -> Transported:  # fmt: skip
         config = self.config
@@ -182,5 +189,7 @@ class StudentLesson:
         if config.objective == "scm":
             return continuous_consistency(student, teacher, x, t, self.derivative, config.tangent_norm)
         if config.objective == "pcm":
-            return phased_consistency(student, teacher, x, t, config.delta, config.phases)
-        return consistency_distillation(student, teacher, x, t, config.delta)
+            found = phased_consistency(student, teacher, x, t, config.delta, config.phases)
+        else:
+            found = consistency_distillation(student, teacher, x, t, config.delta)
+        return replace(found, each=found.each / config.delta) if config.per_delta else found

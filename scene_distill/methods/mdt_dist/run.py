@@ -7,6 +7,7 @@ read the weights from that file, in half precision, whether or not the run was s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,17 +26,18 @@ from scene_distill.core.files import read_json, write_atomically, write_json
 from scene_distill.core.seeds import key, torch_generator
 from scene_distill.data.shape_shards import ShapeSet, read_shard, write_shards
 from scene_distill.methods.mdt_dist.autoencoders import (
-    SAMPLES,
     GaussianLesson,
     StructureAutoencoder,
     StructureLesson,
     SurfaceAutoencoder,
     SurfaceLesson,
     gaussian_decoder,
+    surface_latents,
 )
 from scene_distill.methods.mdt_dist.config import TINY, MDTConfig
 from scene_distill.methods.mdt_dist.flows import FlowLesson, LatentFiles, StudentLesson
 from scene_distill.methods.mdt_dist.model import FLOWS, FlowName, ShapeModel, ShapeSizes, Whitening
+from scene_distill.methods.mdt_dist.wall_clock import WallClock
 from scene_distill.nets.vector_flow import VectorFlow
 from scene_distill.nets.weight_files import read_weights, save_weights
 from scene_distill.training.run_folder import RunFolder
@@ -62,6 +64,8 @@ def open_folder(config: MDTConfig) -> None:
     """Make the run folder and write the config, or check that a run to be resumed has the same one."""
     path = config.output_dir / "config.yaml"
     if not path.exists():
+        if config.teacher != TINY:
+            write_json(config.output_dir / "teacher.json", {"sha256": model_sha256(Path(config.teacher))})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: save_config(config, temporary, METHOD))
         return
@@ -77,6 +81,26 @@ def open_folder(config: MDTConfig) -> None:
             f"{config.output_dir} was started with --{changed[0].replace('_', '-')} {was}, not {now}; resume with the "
             "same settings, or distil its teacher again into another folder with --teacher"
         )
+    if config.teacher != TINY and taught_by(config.output_dir) != model_sha256(Path(config.teacher)):
+        raise UserError(
+            f"{config.teacher} has been trained anew since {config.output_dir} was started from it; distil it into "
+            "another --output-dir"
+        )
+
+
+def model_sha256(folder: Path) -> str:
+    """SHA-256 of a finished run's model, in hexadecimal; `UserError` when the folder holds none."""
+    saved_config(folder)
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise UserError(f"{folder} has no model.safetensors yet; finish that run first, with --resume")
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def taught_by(folder: Path) -> str:
+    """`model_sha256` of the teacher that a run was started from; '' where the folder does not tell."""
+    path = folder / "teacher.json"
+    return str(read_json(path)["sha256"]) if path.exists() else ""
 
 
 def saved_config(folder: Path) -> MDTConfig:
@@ -85,6 +109,12 @@ def saved_config(folder: Path) -> MDTConfig:
     if not path.exists() or path.read_text().split("\n", 1)[0] != f"method: {METHOD}":
         raise UserError(f"{folder} is no run of scene-distill distill mdt (no config.yaml of one in it)")
     return from_plain(MDTConfig, read_yaml(path), str(path))
+
+
+def world_of(folder: Path) -> Path:
+    """The folder of the run that made the world which a run learned from: itself, or its teacher's, and so on."""
+    config = saved_config(folder)
+    return folder if config.teacher == TINY else world_of(Path(config.teacher))
 
 
 def what_was_trained(config: MDTConfig) -> dict[str, Any]:
@@ -105,10 +135,12 @@ class MDTRun:
         self.config, self.workers, self.folder = config, workers, config.output_dir
         taught = config.teacher == TINY
         self.source = self.folder if taught else Path(config.teacher)
-        self.world = config if taught else saved_config(self.source)
+        home = self.folder if taught else world_of(self.source)
+        self.world = config if taught else saved_config(home)
         self.model = ShapeModel(sizes_of(config)) if taught else ShapeModel.load(self.source)
         self.shapes = ShapeSet("train", self.world.shapes, self.world.shards, self.world.seed)
-        self.files = LatentFiles(self.source / "latents")
+        self.files = LatentFiles(home / "latents")
+        self.clock = WallClock(self.folder / "wall_clock.json", workers.rank == 0)
 
     def run(self) -> ShapeModel:
         """Do what is left; the model, saved by worker 0 to model.safetensors. Every worker calls it."""
@@ -133,8 +165,10 @@ class MDTRun:
         return self.model
 
     def _notes(self) -> dict[str, Any]:
-        """What every stage of this run took, by name."""
-        return {path.stem: read_json(path) for path in sorted((self.folder / "weights").glob("*.json"))}
+        """What every stage of this run took, by name, and the whole of it, with making and encoding the world."""
+        self.clock.write()
+        stages = {path.stem: read_json(path) for path in sorted((self.folder / "weights").glob("*.json"))}
+        return stages | {"whole": {"seconds": self.clock.seconds}}
 
     def structure_stage(self) -> Stage:
         """The structure autoencoder."""
@@ -191,8 +225,12 @@ class MDTRun:
     def _make_world(self) -> None:
         """Voxels of all shards; every worker makes some."""
         with progress("objects (shards)", -(-self.shapes.shards // self.workers.count)) as meter:
-            write_shards(self.shapes, self.folder / "shapes", lambda done, total: meter.update(done),
-                         self.workers.rank, self.workers.count)  # fmt: skip
+
+            def told(done: int, total: int) -> None:
+                meter.update(done)
+                self.clock.tick()
+
+            write_shards(self.shapes, self.folder / "shapes", told, self.workers.rank, self.workers.count)
         self.workers.main.barrier("the objects are made")
 
     @torch.no_grad()
@@ -202,6 +240,7 @@ class MDTRun:
             if not self.files.path(shard).exists():
                 tensors = self.encoded(shard)
                 write_atomically(self.files.path(shard), lambda temporary: save_file(tensors, temporary))
+                self.clock.tick()
         self.workers.main.barrier("the latents are made")
         self._whiten()
 
@@ -242,6 +281,7 @@ class MDTRun:
             def told(step: int, means: dict[str, float]) -> None:
                 folder.append(place | {"step": step, **means})
                 meter.update(step, f"loss {means['loss']:.4f}")
+                self.clock.tick()
 
             means = Means(told, LOG_EVERY, ends, done)
 
@@ -253,6 +293,9 @@ class MDTRun:
         with self.workers.first_before_others("worker 0 writes weights"):
             if self.workers.rank == 0:
                 notes = {"seconds": runtime.seconds, "updates": method.learner.done, "bins": _bins(runtime, method)}
+                if isinstance(stage.lesson, StudentLesson):
+                    each = stage.lesson.teacher_evaluations(method.steps_of_unit, config.batch)
+                    notes["teacher_evaluations"] = self.shapes.shards * each
                 write_json(path.with_suffix(".json"), notes)
                 save_weights(path, method.learner.averaged(), {"kind": stage.name})
         if self.workers.rank == 0:
@@ -272,7 +315,7 @@ def encode(model: ShapeModel, shapes: Any, generator: torch.Generator, at_once: 
     structure, surface = [], []
     for rows in torch.arange(len(shapes)).split(at_once):
         structure.append(model.structure_encoder(shapes.grids(rows).float())[0])
-        surface.append(model.surface_encoder(*shapes.sampled(rows, 4 * SAMPLES, generator))[0])
+        surface.append(surface_latents(model.surface_encoder, shapes, rows, generator))
     return torch.cat(structure), torch.cat(surface)
 
 
