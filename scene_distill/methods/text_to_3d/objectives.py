@@ -29,9 +29,10 @@ from scene_distill.priors.prior import NoisePrior
 class ObjectiveSetting:
     """Choices around a published objective.
 
-    ``guidance`` and ``strength`` None: as published. ``levels`` 'annealed' falls from ``level_range``[1] to [0] with
-    training, 'uniform' draws between them (thousandths); both keep the method's interval. ``interval``: first and last
-    distance of s from t (ISM, TSM; the last for CDS). ``gamma_rule``: how TSM reads ``gamma``. ``clip`` on x0.
+    ``guidance`` and ``strength`` None: as published; ``strength`` is of ISM and TSM alone. ``levels`` 'annealed' falls
+    from ``level_range``[1] to [0] with training, 'uniform' draws between them (thousandths); both keep the method's
+    interval. ``interval``: first and last distance of s from t (ISM, TSM; the last for CDS). ``gamma_rule``: how TSM
+    reads ``gamma``. ``clip`` on x0.
     """
 
     name: ObjectiveName
@@ -63,7 +64,7 @@ def make_objective(setting: ObjectiveSetting, prior: NoisePrior) -> Objective:
     changes: dict[str, float] = {}
     if setting.guidance is not None:
         changes["guidance"] = setting.guidance
-    if setting.strength is not None:
+    if setting.strength is not None and isinstance(objective.method, (ISM, TSM)):
         changes["strength"] = setting.strength
     objective = on_equal_terms(objective, objective.times, **changes) if changes else objective
     if setting.clip != "none":
