@@ -24,28 +24,24 @@ from campaign import Campaign
 from text_to_3d_runs import (
     COLUMNS,
     LEGEND,
-    Bench,
     add_bench_flags,
-    clean,
     common,
     is_done,
     mine,
     open_bench,
     places,
+    references,
     retimed,
     run,
     setting_of,
     steps_of,
     table,
-    toy_figures,
 )
 
 from scene_distill.core.errors import UserError
 from scene_distill.methods.dreamer_xl.config import DreamerXLConfig
 from scene_distill.methods.text_to_3d.registry import TextMethod, find_text_method
-from scene_distill.methods.text_to_3d.teachers import toy_of
 from scene_distill.training.confidence import paired_interval
-from scene_distill.training.text_to_3d_metrics import ceiling
 
 PROMPTS = (
     "a red chair", "a blue car", "a yellow duck", "a purple robot with white arms", "a pink house with blue roof",
@@ -121,12 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.table:
         size = options.image_size
         bench = open_bench(options, DreamerXLConfig(image_size=size), prompts, size)
-        references(campaign, prompts, bench, options, page)
+        references(campaign, head(options), prompts, bench)
         for arm, seed, prompt in runs(options, prompts):
             key = f"{head(options)}/{arm}/{prompt}/{seed}"
             method, config = budgeted(ARMS[arm], seed, options)
             if not is_done(campaign, key, setting_of(method, config, bench)):
-                campaign.keep(key, one(method, config, prompt, bench) | {"seed": seed})
+                campaign.keep(key, run(method, config, prompt, bench) | {"seed": seed})
                 write(campaign, options, prompts, page)
                 print(key, campaign.results[key], flush=True)
     write(campaign, options, prompts, page)
@@ -145,11 +141,6 @@ def head(options: argparse.Namespace) -> str:
     return f"{options.prior}/{options.image_size}px/{options.evaluations}"
 
 
-def one(method: TextMethod, config: DreamerXLConfig, prompt: str, bench: Bench) -> dict[str, Any]:
-    """One measured run."""
-    return run(method, config, prompt, bench)
-
-
 def budgeted(arm: Arm, seed: int, options: argparse.Namespace) -> tuple[TextMethod, DreamerXLConfig]:
     """The method and config of an arm, with as many steps as its evaluations allow."""
     method, config = setting(arm, seed, options)
@@ -163,20 +154,6 @@ def setting(arm: Arm, seed: int, options: argparse.Namespace) -> tuple[TextMetho
     defaults = {**method.defaults, **common(options), "clip": "none", **levels, **arm.changes}
     config = DreamerXLConfig(image_size=options.image_size, seed=seed, visits=1, **defaults)
     return retimed(method, arm.equal), config
-
-
-def references(campaign: Campaign, prompts: Sequence[str], bench: Bench, options: argparse.Namespace,
-               page: Path) -> None:  # fmt: skip
-    """The toys themselves, and samples of the prior, once."""
-    for prompt in prompts:
-        key = f"{head(options)}/the toy itself/{prompt}/0"
-        if not is_done(campaign, key, bench.hashes):
-            campaign.keep(key, toy_figures(prompt, bench) | {"setting": bench.hashes})
-    key = f"{head(options)}/samples of the prior//0"
-    if not is_done(campaign, key, bench.hashes):
-        found = ceiling(bench.prior, bench.judge, [toy_of(prompt) for prompt in prompts], bench.orbit)
-        campaign.keep(key, {name: clean(value) for name, value in found.items()} | {"setting": bench.hashes})
-    write(campaign, options, prompts, page)
 
 
 def write(campaign: Campaign, options: argparse.Namespace, prompts: Sequence[str], page: Path) -> None:
@@ -214,7 +191,7 @@ def rows_by_arm(results: dict[str, Any], beginning: str, prompts: Sequence[str])
     for key, row in results.items():
         if key.startswith(f"{beginning}/"):
             arm, prompt, _ = key.removeprefix(f"{beginning}/").split("/")
-            if prompt in (*prompts, ""):
+            if prompt in (*prompts, f"{len(prompts)} captions"):
                 found.setdefault(arm, []).append(row | {"prompt": prompt})
     return found
 

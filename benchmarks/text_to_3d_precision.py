@@ -23,18 +23,16 @@ import yaml
 from campaign import ROOT, Campaign
 from text_to_3d_runs import (
     LEGEND,
-    Bench,
     add_bench_flags,
-    clean,
     common,
     is_done,
     mine,
     open_bench,
     places,
+    references,
     run,
     setting_of,
     table,
-    toy_figures,
 )
 
 from scene_distill.core.configs import from_plain
@@ -44,7 +42,6 @@ from scene_distill.data.captioned_shapes import COLOR_NAMES, Toy, pairs
 from scene_distill.methods.text_to_3d.config import TextTo3DConfig
 from scene_distill.methods.text_to_3d.registry import TextMethod, find_text_method
 from scene_distill.training.confidence import mean_interval
-from scene_distill.training.text_to_3d_metrics import ceiling
 
 METHODS = ("dreamer-xl", "consistent3d")
 SWITCHES = ("best", "published")
@@ -106,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     campaign, asked = Campaign(results), captions(options.captions)
     if not options.table:
         bench = open_bench(options, setting("dreamer-xl", "best")[1], asked)
-        references(campaign, asked, bench, options)
+        references(campaign, options.prior, asked, bench)
         for name, switches, prompt, seed in runs(options, asked):
             key = f"{options.prior}/{name}, {switches}/{prompt}/{seed}"
             method, config = sized(name, switches, seed, options)
@@ -130,20 +127,6 @@ def sized(name: str, switches: str, seed: int, options: argparse.Namespace) -> t
     method, config = setting(name, switches)
     size, steps = options.image_size or config.image_size, options.iterations or config.iterations
     return method, replace(config, seed=seed, visits=1, image_size=size, iterations=steps, **common(options))
-
-
-def references(campaign: Campaign, asked: Sequence[str], bench: Bench, options: argparse.Namespace) -> None:
-    """The toys themselves, and samples of the prior."""
-    for prompt in asked:
-        key = f"{options.prior}/the toy itself/{prompt}/0"
-        if not is_done(campaign, key, bench.hashes):
-            campaign.keep(key, toy_figures(prompt, bench) | {"seed": 0, "setting": bench.hashes})
-    from scene_distill.methods.text_to_3d.teachers import toy_of
-
-    key = f"{options.prior}/samples of the prior/{len(asked)} captions/0"
-    if not is_done(campaign, key, bench.hashes):
-        found = ceiling(bench.prior, bench.judge, [toy_of(prompt) for prompt in asked], bench.orbit)
-        campaign.keep(key, {name: clean(value) for name, value in found.items()} | {"setting": bench.hashes})
 
 
 def write(campaign: Campaign, page: Path, options: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
+from scene_distill.core.files import sha256
 from scene_distill.methods.dreamer_xl.recipe import Spikes
 from scene_distill.methods.text_to_3d.backgrounds import plain
 from scene_distill.methods.text_to_3d.config import TextTo3DConfig
@@ -46,13 +47,13 @@ from scene_distill.objectives.score_times import AnnealedTimes
 from scene_distill.priors.gaussian import GaussianPrior
 from scene_distill.priors.prior import NoisePrior
 from scene_distill.priors.schedules import cosine
-from scene_distill.priors.tiny import PACKAGED, read_tiny, sha256
+from scene_distill.priors.tiny import PACKAGED, read_tiny
 from scene_distill.renderers.stored_splats import activated
 from scene_distill.representations.splats import Splats
 from scene_distill.training.attribute_classifier import PACKAGED as JUDGE
 from scene_distill.training.attribute_classifier import read_judge
 from scene_distill.training.object_views import Draw, Orbit
-from scene_distill.training.text_to_3d_metrics import Asked, measured
+from scene_distill.training.text_to_3d_metrics import Asked, ceiling, measured
 from scene_distill.training.toy_objects import toy_object
 
 LEVELS, GUIDANCE, SIZE = AnnealedTimes(900, 20), 7.5, 0.02
@@ -198,6 +199,20 @@ def toy_figures(prompt: str, bench: Bench) -> dict[str, Any]:
     asked = Asked(toy_of(prompt), bench.judge)
     figures = measured(toy_object(asked.toy, "reference"), asked, bench.orbit, bench.prior)
     return {name: clean(value) for name, value in figures.items()}
+
+
+def references(campaign: Campaign, head: str, prompts: Sequence[str], bench: Bench) -> None:
+    """What results are read beside, once for a prior and judge: the toys themselves, and samples of the prior, under
+    names that begin with ``head``."""
+    about = {"seed": 0, "setting": bench.hashes}
+    for prompt in prompts:
+        key = f"{head}/the toy itself/{prompt}/0"
+        if not is_done(campaign, key, bench.hashes):
+            campaign.keep(key, toy_figures(prompt, bench) | about)
+    key = f"{head}/samples of the prior/{len(prompts)} captions/0"
+    if not is_done(campaign, key, bench.hashes):
+        found = ceiling(bench.prior, bench.judge, [toy_of(prompt) for prompt in prompts], bench.orbit)
+        campaign.keep(key, {name: clean(value) for name, value in found.items()} | about)
 
 
 def clean(value: Any) -> Any:

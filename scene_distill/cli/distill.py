@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from scene_distill.cli.flags import taken
 from scene_distill.core.configs import load_config
 from scene_distill.core.console import command_without, console, say, say_next, show_table
 from scene_distill.core.errors import UserError
@@ -31,7 +32,6 @@ def main(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in METHODS:
         raise UserError(f"there is no method '{name}' to distil with; choose one of {', '.join(METHODS)}")
-    from scene_distill.cli.text_to_3d import taken
     from scene_distill.methods.mdt_dist.config import MDTConfig
 
     file, rest = taken(rest, "--config")

@@ -247,7 +247,8 @@ def show(report: dict[str, Any]) -> None:
 
 def info(options: PriorInfo) -> None:
     """Print what the file is."""
-    from scene_distill.priors.tiny import PACKAGED, read_tiny, sha256
+    from scene_distill.core.files import sha256
+    from scene_distill.priors.tiny import PACKAGED, read_tiny
 
     network = read_tiny(options.prior)
     path = options.prior or PACKAGED
@@ -265,7 +266,8 @@ def info(options: PriorInfo) -> None:
 def package(options: PriorPackage) -> None:
     """Copy the weights and draw the pictures."""
     import scene_distill
-    from scene_distill.priors.tiny import PACKAGED, sha256
+    from scene_distill.core.files import sha256
+    from scene_distill.priors.tiny import PACKAGED
     from scene_distill.training.prior_packaging import package_prior
 
     checkout = Path(scene_distill.__file__).resolve().parents[1]

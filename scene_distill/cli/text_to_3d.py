@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from scene_distill.cli.flags import taken
 from scene_distill.core.configs import load_config
 from scene_distill.core.console import say, say_next
 from scene_distill.core.errors import UserError
@@ -59,17 +60,6 @@ def leading_prompts(arguments: list[str]) -> tuple[tuple[str, ...], list[str]]:
     """The arguments before the first flag, and the rest."""
     first = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
     return tuple(arguments[:first]), list(arguments[first:])
-
-
-def taken(arguments: list[str], flag: str) -> tuple[str, list[str]]:
-    """The value of a flag ('' where it is not given), and the other arguments."""
-    for index, word in enumerate(arguments):
-        if word == flag or word.startswith(f"{flag}="):
-            value = word.partition("=")[2] or (arguments[index + 1] if index + 1 < len(arguments) else "")
-            if not value or (word == flag and value.startswith("-")):
-                raise UserError(f"{flag} needs a value")
-            return value, arguments[:index] + arguments[index + (1 if "=" in word else 2) :]
-    return "", arguments
 
 
 def prompts_in(path: Path) -> tuple[str, ...]:

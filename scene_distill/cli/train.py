@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from scene_distill.cli.flags import taken
 from scene_distill.core.configs import RunConfig, load_config
 from scene_distill.core.console import command_without, say, say_next
 from scene_distill.core.errors import UserError
@@ -52,15 +53,8 @@ def take_listeners(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
 
 def parse_config(entry: MethodEntry, arguments: list[str]) -> RunConfig:
     """The config from flags; with --config FILE the file's values are the defaults."""
-    arguments, default = list(arguments), entry.config()
-    for index, argument in enumerate(arguments):
-        if argument == "--config" or argument.startswith("--config="):
-            value = argument.partition("=")[2] or (arguments[index + 1] if index + 1 < len(arguments) else "")
-            if not value:
-                raise UserError("--config needs the path of a YAML file")
-            default = load_config(entry.config, Path(value))
-            del arguments[index : index + (1 if "=" in argument else 2)]
-            break
+    file, arguments = taken(arguments, "--config")
+    default = load_config(entry.config, Path(file)) if file else entry.config()
     return tyro.cli(
         entry.config, default=default, args=arguments, prog=f"scene-distill train {entry.name} [--config FILE.yaml]",
         config=(tyro.conf.FlagCreatePairsOff,),

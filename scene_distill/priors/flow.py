@@ -121,15 +121,20 @@ class FlowSteps:
         return tuple(self.rescale_t * u / (1 + (self.rescale_t - 1) * u) for u in even)
 
 
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One for a whole batch, or one for each of its rows."""
+
+
 def sample(
     field: VelocityField[C],
     noise: Tensor,
     guidance: Guidance[C],
     steps: FlowSteps = FlowSteps(),
-    generator: torch.Generator | None = None,
+    generator: Generators = None,
     watch: Callable[[int, float, Tensor], None] | None = None,
 ) -> Tensor:
-    """Clean states shaped as ``noise``; no gradient. ``generator`` draws the fresh noise of 'renoise'.
+    """Clean states shaped as ``noise``; no gradient. ``generator`` draws the fresh noise of 'renoise' (see
+    `fresh_noise`).
 
     ``watch`` is shown (step, t, predicted clean state) before every step.
     """
@@ -147,8 +152,11 @@ def sample(
         return x
 
 
-def fresh_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Unit noise shaped, typed and placed as ``like``; drawn on the CPU, so that devices agree."""
+def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
+    """Unit noise shaped, typed and placed as ``like`` [B, ...]; drawn on the CPU, so that devices agree. With a
+    generator for every row a row's noise does not depend on its company."""
+    if isinstance(generator, Sequence):
+        return torch.cat([fresh_noise(like[i : i + 1], each) for i, each in enumerate(generator)])
     return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
 
 

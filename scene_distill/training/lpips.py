@@ -12,7 +12,6 @@ and the channel weights of the LPIPS repository. A figure always travels with it
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import re
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scene_distill.core.errors import UserError
+from scene_distill.core.files import sha256
 
 SHIFT = (-0.030, -0.088, -0.188)
 SCALE = (0.458, 0.448, 0.450)
@@ -187,5 +187,5 @@ def _fits(network: str, convolutions: dict[int, tuple[Tensor, Tensor]]) -> bool:
 
 
 def _identity(path: Path) -> dict[str, str | bool]:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256(path)
     return {"file": path.name, "sha256": digest, "published": digest.startswith(PUBLISHED)}

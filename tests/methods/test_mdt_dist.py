@@ -31,9 +31,7 @@ from scene_distill.methods.mdt_dist.flows import Batch, Latents, StudentLesson, 
 from scene_distill.methods.mdt_dist.latency import latencies
 from scene_distill.methods.mdt_dist.model import ShapeModel, ShapeSizes, Walk
 from scene_distill.methods.mdt_dist.run import MDTRun, open_folder, saved_config, sizes_of
-from scene_distill.methods.mdt_dist.walking import walked
 from scene_distill.nets.vector_flow import VectorFlow
-from scene_distill.priors.flow import FlowSteps, Guidance, sample
 
 PUBLISHED = Path(__file__).parents[2] / "configs" / "mdt_structure_published.yaml"
 
@@ -197,14 +195,6 @@ def test_an_object_depends_on_its_own_noise_alone(world, sampler):
     apart = [model.walk("structure", words[n:m], None, walk, 3, range(n, m)) for n, m in ((0, 1), (1, 3), (3, 5))]
     torch.testing.assert_close(together, torch.cat(apart), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(together[0], together[1], atol=1e-2)
-
-
-def test_renoising_is_that_of_the_sampler():
-    flow, steps = (lambda x, t, c: 0.3 * x + t), FlowSteps(3, 1.0, "renoise")
-    guidance = Guidance((None,))
-    noise = torch.randn(1, 4, generator=torch.Generator().manual_seed(0))
-    ours = walked(flow, noise, guidance, steps, [torch.Generator().manual_seed(1)])
-    assert torch.equal(ours, sample(flow, noise, guidance, steps, torch.Generator().manual_seed(1)))
 
 
 def test_latents_are_means_of_what_the_encoder_was_trained_to_see():

@@ -67,13 +67,13 @@ def test_a_slice_of_the_ablation_goes_on_where_it_was_stopped(bench, tmp_path, m
     first = json.loads((tmp_path / "found.json").read_text())
     beginning = "mixture/16px/96/"
     assert f"{beginning}tsm/a red chair/0" in first and f"{beginning}the toy itself/a red chair/0" in first
-    made, one = [], ablation.one
+    made, run = [], ablation.run
 
     def counted(method, *rest):
         made.append(method.name)
-        return one(method, *rest)
+        return run(method, *rest)
 
-    monkeypatch.setattr(ablation, "one", counted)
+    monkeypatch.setattr(ablation, "run", counted)
     ablation.main(flags)
     assert made == ["ism"], "two of the three were there"
     found = json.loads((tmp_path / "found.json").read_text())

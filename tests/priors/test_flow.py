@@ -132,3 +132,21 @@ def test_settings_that_cannot_be_are_refused(make, words):
 def test_training_times_are_logit_normal():
     logits = flow.logit_normal_times(20000, generator=torch.Generator().manual_seed(0)).logit()
     assert logits.mean().item() == pytest.approx(1, abs=0.03) and logits.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_with_a_generator_for_every_row_renoising_does_not_depend_on_company() -> None:
+    def field(x, t, condition):
+        return 0.3 * x
+
+    def walked(rows):
+        noise = flow.fresh_noise(torch.empty(len(rows), 4), [torch.Generator().manual_seed(row) for row in rows])
+        again = [torch.Generator().manual_seed(100 + row) for row in rows]
+        return flow.sample(field, noise, Guidance((None,)), FlowSteps(3, sampler="renoise"), again)
+
+    together = walked(range(3))
+    assert torch.equal(together, torch.cat([walked(range(1)), walked(range(1, 3))]))
+    assert not torch.allclose(together[0], together[1])
+    noise = flow.fresh_noise(torch.empty(1, 4), torch.Generator().manual_seed(0))
+    one = torch.Generator().manual_seed(100)
+    alone = flow.sample(field, noise, Guidance((None,)), FlowSteps(3, sampler="renoise"), one)
+    assert torch.equal(together[:1], alone)

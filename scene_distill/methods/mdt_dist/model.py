@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from scene_distill.core.errors import UserError
 from scene_distill.core.seeds import torch_generator
 from scene_distill.data.shape_world import RESOLUTION, SLOTS, shell
-from scene_distill.methods.mdt_dist.walking import noise_of_objects, walked
 from scene_distill.nets.structure_autoencoder import StructureConfig, StructureDecoder, StructureEncoder
 from scene_distill.nets.surface_autoencoder import (
     SurfaceConfig,
@@ -30,7 +29,7 @@ from scene_distill.nets.surface_autoencoder import (
 )
 from scene_distill.nets.vector_flow import VectorFlow, VectorFlowConfig
 from scene_distill.nets.weight_files import read_weights, save_weights
-from scene_distill.priors.flow import FlowSteps, Guidance
+from scene_distill.priors.flow import FlowSteps, Guidance, fresh_noise, sample
 from scene_distill.representations.splats import Splats
 
 KIND = "shape model"
@@ -208,12 +207,13 @@ class ShapeModel:
         """States [B, D] of a flow, from noise keyed by (seed, flow, number), that of renoising too."""
         network = self.flow(walk.network, flow)
         size = self.sizes.flow_config(flow).dimensions
-        noise = noise_of_objects([torch_generator(seed, "shape", flow, n) for n in numbers], size)
+        generators = [torch_generator(seed, "shape", flow, n) for n in numbers]
+        noise = fresh_noise(torch.empty(len(numbers), size), generators)
         nothing = (torch.zeros_like(words), given)
         guidance = Guidance(((words, given),), nothing if walk.guidance else None, walk.guidance)
         steps = FlowSteps(walk.steps, walk.rescale_t, walk.sampler)
         again = [torch_generator(seed, "shape", flow, "renoise", n) for n in numbers]
-        return walked(lambda x, t, condition: network(x, t, *condition), noise, guidance, steps, again)
+        return sample(lambda x, t, condition: network(x, t, *condition), noise, guidance, steps, again)
 
     def shell_of(self, shapes: Shapes, row: int) -> Tensor:
         """Numbers [M] of an object's shell voxels; `UserError` when nothing is occupied."""

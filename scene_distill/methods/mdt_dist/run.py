@@ -7,7 +7,6 @@ read the weights from that file, in half precision, whether or not the run was s
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from scene_distill.blocks.workers import Workers
 from scene_distill.core.configs import HOW_TO_RUN, changed_fields, from_plain, read_yaml, save_config, to_plain
 from scene_distill.core.console import progress, say
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import read_json, write_atomically, write_json
+from scene_distill.core.files import read_json, sha256, write_atomically, write_json
 from scene_distill.core.seeds import key, torch_generator
 from scene_distill.data.shape_shards import ShapeSet, read_shard, write_shards
 from scene_distill.methods.mdt_dist.autoencoders import (
@@ -94,7 +93,7 @@ def model_sha256(folder: Path) -> str:
     path = folder / "model.safetensors"
     if not path.exists():
         raise UserError(f"{folder} has no model.safetensors yet; finish that run first, with --resume")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return sha256(path)
 
 
 def taught_by(folder: Path) -> str:

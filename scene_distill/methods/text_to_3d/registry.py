@@ -55,8 +55,7 @@ def _gaussians(name: str, description: str, **defaults: Any) -> TextMethod:
 
 PUBLISHED_PATH = {"interval": (100.0, 80.0), "gamma": 0.3, "strength": None}
 """How LucidDreamer and Dreamer XL come from s to t, and the weight of their gradients. The config's own defaults are
-what makes the best objects of the toy world (docs/text_to_3d.md); methods under the names of their objectives keep
-these."""
+the best of them in the toy world (docs/text_to_3d.md); ISM and TSM under their own names keep these."""
 
 TEXT_METHODS = {
     method.name: method
@@ -64,19 +63,17 @@ TEXT_METHODS = {
         _gaussians("dreamer-xl", "Gaussians, trajectory score matching, switches as measured best."),
         _gaussians("tsm", "Gaussians, trajectory score matching with its published path.", **PUBLISHED_PATH),
         _gaussians("ism", "Gaussians, interval score matching (LucidDreamer).", objective="ism", **PUBLISHED_PATH),
-        _gaussians("sds", "Gaussians, score distillation sampling (DreamFusion).", objective="sds", **PUBLISHED_PATH),
-        _gaussians("sjc", "Gaussians, score Jacobian chaining.", objective="sjc", **PUBLISHED_PATH),
-        _gaussians("csd", "Gaussians, classifier score distillation.", objective="csd", **PUBLISHED_PATH),
-        _gaussians(
-            "vsd", "Gaussians, variational score distillation (ProlificDreamer).", objective="vsd", **PUBLISHED_PATH
-        ),
+        _gaussians("sds", "Gaussians, score distillation sampling (DreamFusion).", objective="sds"),
+        _gaussians("sjc", "Gaussians, score Jacobian chaining.", objective="sjc"),
+        _gaussians("csd", "Gaussians, classifier score distillation.", objective="csd"),
+        _gaussians("vsd", "Gaussians, variational score distillation (ProlificDreamer).", objective="vsd"),
         _gaussians(
             "cds",
             "Gaussians, consistency distillation sampling.",
             objective="cds",
-            **PUBLISHED_PATH | {"interval": (100.0, 100.0)},
+            interval=(100.0, 100.0),
         ),
-        _gaussians("sdi", "Gaussians, score distillation via inversion.", objective="sdi", **PUBLISHED_PATH),
+        _gaussians("sdi", "Gaussians, score distillation via inversion.", objective="sdi"),
         TextMethod(
             "consistent3d",
             "scene_distill.methods.consistent3d",
