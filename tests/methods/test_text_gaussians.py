@@ -12,13 +12,14 @@ from text_rig import small_config
 from scene_distill.core.errors import UserError
 from scene_distill.methods.dreamer_xl.config import DreamerXLConfig
 from scene_distill.methods.dreamer_xl.gaussians import GaussianObjects
-from scene_distill.methods.dreamer_xl.pictures import clamped, disparity, total_variation
+from scene_distill.methods.dreamer_xl.pictures import clamped, disparity
 from scene_distill.methods.dreamer_xl.recipe import Spikes
 from scene_distill.methods.dreamer_xl.start import shap_e_points, start_points
 from scene_distill.methods.dreamer_xl.trained import TrainedGaussians
 from scene_distill.methods.text_to_3d.backgrounds import draw_backgrounds, plain
 from scene_distill.methods.text_to_3d.views import orbit_views
 from scene_distill.objectives.score_teacher import Progress
+from scene_distill.objectives.total_variation import total_variation
 
 CAMERAS = orbit_views(3, 24, 20.0).cameras
 

@@ -50,19 +50,19 @@ class Consistent3DConfig(TextTo3DConfig):
     """How much farther up the noisier level may lie, at random (published: 200)."""
     coarse_range: Pair = (20.0, 980.0)
     """Lowest and highest level of the field's stage (published: 100 to 980)."""
-    coarse_guidance: Pair = (3.0, 3.0)
+    coarse_guidance: Pair = (7.5, 7.5)
     """Scale of classifier-free guidance in standard form (published: 101 to 51)."""
     geometry_levels: Pair = (150.0, 20.0)
     """Cleaner level of the shape's stage (published: 300 to 20)."""
     geometry_range: Pair = (20.0, 500.0)
     """Lowest and highest level of the shape's stage."""
-    geometry_guidance: Pair = (3.0, 3.0)
+    geometry_guidance: Pair = (7.5, 7.5)
     """Scale of guidance of the shape's stage (published: 101 to 31)."""
     texture_levels: Pair = (150.0, 20.0)
     """Cleaner level of the colours' stage (published: 500 to 20)."""
     texture_range: Pair = (20.0, 980.0)
     """Lowest and highest level of the colours' stage."""
-    texture_guidance: Pair = (3.0, 3.0)
+    texture_guidance: Pair = (7.5, 7.5)
     """Scale of guidance of the colours' stage (published: 51)."""
     refine_jitter: float = 40.0
     """How much farther up the noisier level may lie in the two stages of the mesh (published: 100)."""
@@ -110,6 +110,8 @@ class Consistent3DConfig(TextTo3DConfig):
     """Weight of the object's opacity (published: 0)."""
     opacity_entropy: float = 0.0
     """Weight of opacities between 0 and 1 (published: 0)."""
+    tv: float = 100.0
+    """Weight of the total variation of pictures in all stages (published: 0)."""
     variation: float = 0.0
     """Weight of the squared differences of neighbours in the field's table."""
     normal_consistency: float = 1.0

@@ -19,6 +19,7 @@ from scene_distill.methods.text_to_3d.representation import Views
 from scene_distill.methods.text_to_3d.views import orbit_views
 from scene_distill.objectives.field_regularity import opacity_entropy, opacity_size, orientation, variation
 from scene_distill.objectives.score_teacher import Progress, Ramp
+from scene_distill.objectives.total_variation import total_variation
 from scene_distill.renderers.mesh import draw_mesh
 from scene_distill.renderers.rays import camera_rays
 from scene_distill.renderers.volume import March, VolumePicture, render_rays
@@ -118,6 +119,8 @@ class OpenField:
             found["opacity"] = config.opacity_size * opacity_size(views.alpha)
         if config.opacity_entropy:
             found["entropy"] = config.opacity_entropy * opacity_entropy(views.alpha)
+        if config.tv:
+            found["tv"] = config.tv * total_variation(views.image)
         if config.variation:
             found["variation"] = config.variation * variation(table)
         return found

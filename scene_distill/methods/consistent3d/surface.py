@@ -21,6 +21,7 @@ from scene_distill.methods.consistent3d.parameters import Parameters
 from scene_distill.methods.text_to_3d.representation import Views
 from scene_distill.objectives.mesh_smoothness import laplacian, normal_consistency, sign_agreement
 from scene_distill.objectives.score_teacher import Progress
+from scene_distill.objectives.total_variation import total_variation
 from scene_distill.renderers.mesh import antialias, draw_mesh, shrunk, vertex_normals
 from scene_distill.renderers.mesh_visibility import neighbours
 from scene_distill.representations.marching_tetrahedra import Extracted, march_tetrahedra
@@ -120,6 +121,8 @@ class OpenSurface:
         """What keeps the shape smooth, while it is trained; for an object that is gone, a loss without gradient."""
         mesh, config, found = self._drawn, self.config, dict[str, Tensor]()
         assert mesh is not None
+        if config.tv:
+            found["tv"] = config.tv * total_variation(views.image)
         if self.part == "texture":
             return found
         sdf = self.parameters.values["sdf"]

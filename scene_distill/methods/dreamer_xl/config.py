@@ -18,7 +18,7 @@ class DreamerXLConfig(TextTo3DConfig):
 
     objective: ObjectiveName = "tsm"
     """Score-distillation objective."""
-    guidance: float | None = 3.0
+    guidance: float | None = 5.0
     """Scale of classifier-free guidance in standard form; none: the method's published one."""
     strength: float | None = 1.0
     """Factor of the gradient of ISM and TSM; none: the published 0.1."""
@@ -83,6 +83,8 @@ class DreamerXLConfig(TextTo3DConfig):
     """Size above which a Gaussian is removed (Dreamer XL: 0.35)."""
     max_screen: float = 0.0
     """Radius on the screen, in picture widths, above which a Gaussian is removed (Dreamer XL: 0.0195); 0: any."""
+    bounds: float = 1.1
+    """Distance from the origin beyond which growth removes Gaussians (published: none); 0: any."""
     min_opacity: float = 0.005
     """Opacity below which a Gaussian is removed."""
     opacity_resets: int = 0
@@ -111,12 +113,14 @@ class DreamerXLConfig(TextTo3DConfig):
     """Weight of the total variation of disparity, which draws depth in every step (Dreamer XL: 1)."""
     size_loss: float = 1.0
     """Weight of the Gaussians' mean size."""
-    empty_loss: float = 0.0
-    """Weight of opacities that are neither 0 nor 1, mean of 4 o (1 - o)."""
+    opacity_loss: float = 10.0
+    """Weight of the Gaussians' mean opacity: what no picture asks for fades (published: none; as in 3DGS-MCMC)."""
 
     def __post_init__(self) -> None:
         """Raise UserError for numbers that no run can have."""
         super().__post_init__()
+        if self.bounds < 0:
+            raise UserError(f"--bounds is {self.bounds}; it is a distance, or 0 for any")
         for name in ("flip", "overhead", "depth_share", "spikes", "start_opacity"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it lies between 0 and 1")

@@ -20,12 +20,13 @@ from scene_distill.blocks.store import State
 from scene_distill.core import spherical_harmonics
 from scene_distill.core.cameras import Camera
 from scene_distill.methods.dreamer_xl.config import DreamerXLConfig
-from scene_distill.methods.dreamer_xl.pictures import clamped, disparity, total_variation
+from scene_distill.methods.dreamer_xl.pictures import clamped, disparity
 from scene_distill.methods.dreamer_xl.start import grey_colors, shap_e_points, start_points
 from scene_distill.methods.dreamer_xl.trained import TrainedGaussians
 from scene_distill.methods.text_to_3d.representation import Views
 from scene_distill.objectives.score_clip import clip_backward
 from scene_distill.objectives.score_teacher import Progress
+from scene_distill.objectives.total_variation import total_variation
 from scene_distill.renderers.splat import DrawOptions, Rendering, render
 from scene_distill.representations import splat_densification as densification
 from scene_distill.representations.splat_densification import DensificationRules, ScreenGradients
@@ -118,7 +119,7 @@ class OpenGaussians:
         return clip_backward(depth, "tensor", limit)
 
     def losses(self, views: Views, progress: Progress) -> dict[str, Tensor]:
-        """Total variation, mean size, and undecided opacities."""
+        """Total variation, mean size and mean opacity."""
         config, found = self.config, dict[str, Tensor]()
         if config.tv:
             found["tv"] = config.tv * total_variation(views.image)
@@ -129,9 +130,8 @@ class OpenGaussians:
             found["tv depth"] = config.tv_depth * total_variation(near[..., None])
         if config.size_loss:
             found["size"] = config.size_loss * self.parameters["log_scales"].exp().mean()
-        if config.empty_loss:
-            opacity = self.parameters["opacity_logits"].sigmoid()
-            found["empty"] = config.empty_loss * (4 * opacity * (1 - opacity)).mean()
+        if config.opacity_loss:
+            found["opacity"] = config.opacity_loss * self.parameters["opacity_logits"].sigmoid().mean()
         return found
 
     def step(self, progress: Progress, generator: torch.Generator) -> dict[str, float]:
@@ -193,10 +193,13 @@ class OpenGaussians:
                 config.growth_gradient, config.split_size, config.max_size, config.min_opacity,
                 config.views, self._room(progress),
             )  # fmt: skip
-            if screen is not None:
-                large = screen > config.max_screen
+            unwanted = screen > config.max_screen if screen is not None else None
+            if config.bounds:
+                far = splats.means.norm(dim=1) > config.bounds
+                unwanted = far if unwanted is None else unwanted | far
+            if unwanted is not None:
                 logits = self.parameters["opacity_logits"]
-                splats = replace(splats, opacity_logits=logits.masked_fill(large, -math.inf))
+                splats = replace(splats, opacity_logits=logits.masked_fill(unwanted, -math.inf))
             mine = torch.ones(len(splats), dtype=torch.bool, device=splats.means.device)
             event = densification.densify(splats, self.statistics, rules, mine, generator)
             added, count = stored_tensors(event.added), len(event.added)

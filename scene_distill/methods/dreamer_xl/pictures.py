@@ -1,6 +1,5 @@
 """What happens to renders of Gaussians before the prior sees them, and what is asked of them beside (Dreamer XL).
 
-    TV(I) = 2 (mean (dI/dx)^2 + mean (dI/dy)^2)
     disparity = f / (alpha depth + 10 (1 - alpha)),  f = 1 / (2 tan(fov / 2)),  stretched over the object to 0..1
 
 The object's smallest disparity becomes 0, and so does everything behind it. (The published code names its 10 * alpha
@@ -52,10 +51,3 @@ def disparity(depth_m: Tensor, alpha: Tensor, camera: Camera) -> Tensor:
         return torch.zeros_like(raw)
     low, high = raw.detach()[solid].min(), raw.detach().max()
     return ((raw - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
-
-
-def total_variation(images: Tensor) -> Tensor:
-    """TV of [C, H, W, D], mean over everything."""
-    across = (images[:, :, 1:] - images[:, :, :-1]).square().mean()
-    down = (images[:, 1:] - images[:, :-1]).square().mean()
-    return 2 * (across + down)
