@@ -24,6 +24,7 @@ from campaign import Campaign
 from text_to_3d_runs import (
     COLUMNS,
     LEGEND,
+    SIZE,
     add_bench_flags,
     common,
     is_done,
@@ -49,8 +50,8 @@ PROMPTS = (
 )  # fmt: skip
 METHODS = ("sds", "sjc", "csd", "vsd", "ism", "tsm", "cds", "sdi")
 
-SPIKES = {"spikes": 0.002, "spike_size": 50.0, "clip_limit": 0.2}
-"""One pixel in 500 is 50 times what it was; clips let five times the root mean square of a picture's gradient pass."""
+SPIKES = {"spikes": 0.002, "spike_size": 50.0, "clip_limit": 10 * SIZE}
+"""One pixel in 500 is 50 times what it was; clips let a norm of ten times the gradient's root mean square pass."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             key = f"{head(options)}/{arm}/{prompt}/{seed}"
             method, config = budgeted(ARMS[arm], seed, options)
             if not is_done(campaign, key, setting_of(method, config, bench)):
-                campaign.keep(key, run(method, config, prompt, bench) | {"seed": seed})
+                campaign.keep(key, run(method, config, prompt, bench, key) | {"seed": seed})
                 write(campaign, options, prompts, page)
                 print(key, campaign.results[key], flush=True)
     write(campaign, options, prompts, page)

@@ -111,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             key = f"{options.prior}/{name}, {switches}/{prompt}/{seed}"
             method, config = sized(name, switches, seed, options)
             if not is_done(campaign, key, setting_of(method, config, bench)):
-                campaign.keep(key, run(method, config, prompt, bench) | {"seed": seed})
+                campaign.keep(key, run(method, config, prompt, bench, key) | {"seed": seed})
                 write(campaign, page, options)
                 print(key, campaign.results[key], flush=True)
     write(campaign, page, options)

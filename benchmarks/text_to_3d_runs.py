@@ -31,6 +31,8 @@ from torch import Tensor
 from scene_distill.core.cameras import Camera
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import sha256
+from scene_distill.export.object_files import turntable_strip
+from scene_distill.export.pictures import write_png
 from scene_distill.methods.dreamer_xl.recipe import Spikes
 from scene_distill.methods.text_to_3d.backgrounds import plain
 from scene_distill.methods.text_to_3d.config import TextTo3DConfig
@@ -52,11 +54,13 @@ from scene_distill.renderers.stored_splats import activated
 from scene_distill.representations.splats import Splats
 from scene_distill.training.attribute_classifier import PACKAGED as JUDGE
 from scene_distill.training.attribute_classifier import read_judge
+from scene_distill.training.janus import Janus, has_face
 from scene_distill.training.object_views import Draw, Orbit
 from scene_distill.training.text_to_3d_metrics import Asked, ceiling, measured
 from scene_distill.training.toy_objects import toy_object
 
-LEVELS, GUIDANCE, SIZE = AnnealedTimes(900, 20), 7.5, 0.02
+LEVELS, GUIDANCE, SIZE = AnnealedTimes(900, 20), 7.5, 0.2
+"""SIZE: about what Dreamer XL's own gradients have on the tiny prior (0.6 at first, 0.07 at last)."""
 
 PROBES = 64
 """Steps at which the evaluations of a method are counted before it runs."""
@@ -71,6 +75,8 @@ class Bench:
     orbit: Orbit
     hashes: str
     """Of the files of prior and judge."""
+    pictures: Path | None = None
+    """Where a turntable of every object is kept; None: nowhere."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,8 +153,9 @@ def steps_of(method: TextMethod, config: TextTo3DConfig, evaluations: int) -> in
     return max(1, round(evaluations / (asked * config.views)))
 
 
-def run(method: TextMethod, config: TextTo3DConfig, prompt: str, bench: Bench) -> dict[str, Any]:
-    """Make one object and measure it: the figures of `text_to_3d_metrics`, steps, evaluations and seconds."""
+def run(method: TextMethod, config: TextTo3DConfig, prompt: str, bench: Bench, name: str) -> dict[str, Any]:
+    """Make one object and measure it: the figures of `text_to_3d_metrics`, steps, evaluations and seconds. ``name`` is
+    its picture's."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         made = text_to_3d(method, config, [prompt], bench.prior, Path(folder) / "run")[0]
@@ -159,6 +166,10 @@ def run(method: TextMethod, config: TextTo3DConfig, prompt: str, bench: Bench) -
     if not made.finite:
         return {"diverged": 1.0, "why": "not a number", "r_precision": 0.0, "r_precision_parts": 0.0,
                 "r_precision_object": 0.0} | cost  # fmt: skip
+    if bench.pictures is not None:
+        bench.pictures.mkdir(parents=True, exist_ok=True)
+        path = bench.pictures / f"{name.replace('/', '-').replace(' ', '_')}.png"
+        write_png(turntable_strip(made.trained, 8, 96), path)
     geometry = made.trained.geometry()
     gaussians = activated(geometry, torch.eye(4)) if isinstance(geometry, Splats) else None
     cost |= {"gaussians": len(gaussians.means)} if gaussians is not None else {}
@@ -169,7 +180,8 @@ def run(method: TextMethod, config: TextTo3DConfig, prompt: str, bench: Bench) -
 def setting_of(method: TextMethod, config: TextTo3DConfig, bench: Bench) -> str:
     """A short hash of all that decides a run."""
     plain_config = {name: value for name, value in asdict(config).items() if name not in ("threads", "prior_path")}
-    text = json.dumps([method.name, plain_config, bench.hashes, getattr(method, "equal", None)], default=str)
+    terms = (method.equal, SIZE, LEVELS, GUIDANCE) if isinstance(method, Retimed) else None
+    text = json.dumps([method.name, plain_config, bench.hashes, terms], default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -231,6 +243,7 @@ def add_bench_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of a process; results do not depend on them")
     parser.add_argument("--part", type=int, nargs=2, default=(1, 1), metavar=("I", "N"), help="every N-th run")
     parser.add_argument("--results", type=Path, help="JSON; default: benchmarks/results/<name>.json")
+    parser.add_argument("--pictures", type=Path, help="also write a turntable of every object here")
     parser.add_argument("--page", type=Path, help="Markdown; default: docs/<name>.md")
 
 
@@ -249,7 +262,7 @@ def open_bench(options: argparse.Namespace, config: TextTo3DConfig, prompts: Seq
         files.append(options.prior_path or PACKAGED)
     elif options.prior_path is not None:
         files.append(options.prior_path)
-    return Bench(prior, read_judge(judge)[0], Orbit(size=size), " ".join(map(hash_of, files)))
+    return Bench(prior, read_judge(judge)[0], Orbit(size=size), " ".join(map(hash_of, files)), options.pictures)
 
 
 def common(options: argparse.Namespace) -> dict[str, Any]:
@@ -300,7 +313,10 @@ COLUMNS = (
 
 
 def table(arms: dict[str, list[dict[str, Any]]], first: str = "arm") -> str:
-    """A Markdown table of arms by name; arms without runs are left out."""
+    """A Markdown table of arms by name; arms without runs are left out, and so are Janus figures of objects whose own
+    toy, the rows of "the toy itself", has no face."""
+    toys = {row.get("prompt"): row for row in arms.get("the toy itself", ())}
+    arms = {arm: [counted(row, toys.get(row.get("prompt"))) for row in rows] for arm, rows in arms.items()}
     head = [first, "runs", *(name for name, *_ in COLUMNS), "steps", "evaluations", "seconds"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for arm, rows in arms.items():
@@ -312,6 +328,20 @@ def table(arms: dict[str, list[dict[str, Any]]], first: str = "arm") -> str:
     return "\n".join(lines)
 
 
+def counted(row: dict[str, Any], toy: dict[str, Any] | None) -> dict[str, Any]:
+    """A row without the Janus figures that its toy cannot have."""
+    if toy is None:
+        return row
+    none = {f"janus{by}": None for by in ("", "_prior") if not has_face(faces_of(toy, by))}
+    return row | none
+
+
+def faces_of(row: dict[str, Any], by: str) -> Janus:
+    """A row's Janus figures, by the judge ('') or by the prior ('_prior')."""
+    known = (row.get(f"janus{by}"), row.get(f"front_found{by}"))
+    return Janus(*(math.nan if value is None else value for value in known))
+
+
 def _middle(rows: Sequence[dict[str, Any]], name: str) -> str:
     known = [row[name] for row in rows if name in row]
     return f"{statistics.mean(known):,.0f}" if known else "–"
@@ -320,8 +350,9 @@ def _middle(rows: Sequence[dict[str, Any]], name: str) -> str:
 LEGEND = (
     "R-precision: the judge, trained apart from the prior, ranks the caption's colour and object first among all 160 "
     "pairs (chance 0.6 %), with the part's colour among 1760 captions (chance 0.06 %); per view (24 views around the "
-    "object), and for the object as a whole. Janus: share of back views that are taken for a front, by the "
-    "judge and by the prior itself. Inconsistency: colour difference of the same place in neighbouring views (0 to "
-    "1); it means nothing without sharpness, the gradient energy inside the object: a blur is consistent. Clipped: "
-    "pixels with a channel at the end of the range. ±: deviation over seeds of the mean over prompts."
+    "object), and for the object as a whole. Janus: share of back views that are taken for a front, by the judge and "
+    "by the prior itself, of objects whose toy has a front that they find. Inconsistency: colour difference of the "
+    "same place in neighbouring views (0 to 1); it means nothing without sharpness, the gradient energy inside the "
+    "object: a blur is consistent. Clipped: pixels with a channel at the end of the range. ±: deviation over seeds of "
+    "the mean over prompts."
 )

@@ -5,8 +5,8 @@ by the prior   the same with the prior as the classifier (Li et al. 2023, "Your 
                Classifier"): the view word whose prompt predicts the added noise with the smaller error, noise and
                levels the same for both words. It needs no judge, and works for every prior.
 
-An object counts only where the judge tells front from back on rendered toys of that kind (`has_face`), and the rendered
-toy's score stands beside every other. In the toy world light comes from the front and stands still, so that even a
+An object counts only where the rendered toy's own front is told from its back (`has_face`), and the rendered toy's
+score stands beside every other. In the toy world light comes from the front and stands still, so that even a
 mushroom has a front: its lit side.
 """
 
@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from scene_distill.core.seeds import torch_generator
-from scene_distill.data.captioned_shapes import VIEWS, Toy
+from scene_distill.data.captioned_shapes import VIEWS
 from scene_distill.priors.prior import Counted, NoisePrior, joined
-from scene_distill.training.object_views import ObjectViews, Orbit, object_views
-from scene_distill.training.toy_objects import toy_object
+from scene_distill.training.object_views import ObjectViews
 
 Judge = Callable[[Tensor], Mapping[str, Tensor]]
 """Logits [B, answers] by question of pictures [B, 3, H, W] in [0, 1]: `nets.attribute_classifier`, or a test's own."""
@@ -30,7 +29,7 @@ Judge = Callable[[Tensor], Mapping[str, Tensor]]
 FRONT, BACK = VIEWS.index("front"), VIEWS.index("back")
 
 TOLD_APART = 0.5
-"""A kind of toy has a face when front views are called front this much more often than back views are."""
+"""A toy has a face when its front views are called front this much more often than its back views are."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,9 @@ def janus(logits: Mapping[str, Tensor], views: ObjectViews) -> Janus:
     return Janus(_mean(front[views.of("back")]), _mean(front[views.of("front")]))
 
 
-def has_face(judge: Judge, shape: str, orbit: Orbit, toys: int = 3) -> bool:
-    """Whether the judge tells the front of rendered toys of this kind from their back."""
-    found = []
-    for number, color in zip(range(toys), ("red", "blue", "yellow", "green", "white", "purple"), strict=False):
-        views = object_views(toy_object(Toy(color, shape), "faces", number), orbit)
-        found.append(janus(judge(views.images), views))
-    return sum(one.front - one.back for one in found) / len(found) >= TOLD_APART
+def has_face(toy: Janus) -> bool:
+    """Whether a rendered toy's front is told from its back: whether objects that mean it can have a Janus score."""
+    return toy.front - toy.back >= TOLD_APART
 
 
 @torch.no_grad()

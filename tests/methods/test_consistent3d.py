@@ -171,8 +171,10 @@ def test_what_the_prior_sees_of_the_shape_moves_what_it_should(chair, sees: str)
 
 def test_the_stage_of_colours_keeps_the_shape(chair) -> None:
     live = SurfaceObjects(SMALL, "texture").open({n: t.clone() for n, t in chair[2].items()})
-    live.render(orbit_views(2, 24).cameras, plain().expand(2, 3), Progress(), GENERATOR).lesson.sum().backward()
-    assert live.losses(None, Progress()) == {}  # type: ignore[arg-type]
+    views = live.render(orbit_views(2, 24).cameras, plain().expand(2, 3), Progress(), GENERATOR)
+    found = live.losses(views, Progress())
+    assert set(found) == {"tv"} and float(found["tv"].detach()) > 0
+    (views.lesson.sum() + found["tv"]).backward()
     live.step(Progress(), GENERATOR)
     after = live.state()
     assert torch.equal(after["value.sdf"], chair[2]["value.sdf"])
@@ -200,11 +202,11 @@ def test_levels_of_the_field_come_one_after_another() -> None:
 
 
 def test_regularisers_appear_with_their_weights() -> None:
-    config = replace(SMALL, orientation=(1.0, 3.0), opacity_size=0.5, opacity_entropy=0.5, variation=2.0)
+    config = replace(SMALL, orientation=(1.0, 3.0), opacity_size=0.5, opacity_entropy=0.5, variation=2.0, tv=3.0)
     live = FieldObjects(config).open(FieldObjects(config).first_state("", GENERATOR))
     views = live.render(orbit_views(2, 12).cameras, plain().expand(2, 3), Progress(), GENERATOR)
     found = live.losses(views, Progress(0, 10))
-    assert set(found) == {"orientation", "opacity", "entropy", "variation"}
+    assert set(found) == {"orientation", "opacity", "entropy", "variation", "tv"}
     later = live.losses(views, Progress(10, 10))
     torch.testing.assert_close(later["orientation"], 3 * found["orientation"])
 
@@ -232,7 +234,7 @@ def test_switches_reach_the_objective() -> None:
     assert method_of(sign="literal").sign == "literal"  # type: ignore[attr-defined]
     other = stages(replace(SMALL, objective="sds"), small_prior())
     objectives = [stage.objective() for stage in other]
-    assert all(isinstance(each.method, SDS) and each.method.guidance == Ramp(3.0, 3.0) for each in objectives)
+    assert all(isinstance(each.method, SDS) and each.method.guidance == Ramp(7.5, 7.5) for each in objectives)
     assert [each.times for each in objectives] == [stage.objective().times for stage in stages(SMALL, small_prior())], (
         "other objectives take the stages' levels"
     )

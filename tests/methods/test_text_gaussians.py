@@ -124,6 +124,28 @@ def test_growth_fills_its_room_and_stops() -> None:
     assert len(set(counts[16:])) == 1
 
 
+@pytest.mark.parametrize(("bounds", "far"), [(0.0, 1), (1.1, 0)])
+def test_growth_removes_what_lies_outside(bounds: float, far: int) -> None:
+    live = opened(small_config("dreamer-xl", bounds=bounds, grow_from=0.0, grow_until=1.0, growth_events=1))
+    with torch.no_grad():
+        live.parameters["means"][0] = torch.tensor([0.0, 0.0, 1.5])
+    views = live.render(CAMERAS, plain().expand(3, 3), Progress(9, 10), generator())
+    views.image.square().sum().backward()
+    live.step(Progress(9, 10), generator())
+    assert int((live.parameters["means"].norm(dim=1) > 1.2).sum()) == far
+
+
+def test_opacity_that_no_picture_asks_for_fades() -> None:
+    live = opened(small_config("dreamer-xl", opacity_loss=10.0, tv=0.0, size_loss=0.0))
+    views = live.render(CAMERAS, plain().expand(3, 3), Progress(), generator())
+    found = live.losses(views, Progress())
+    opacity = live.parameters["opacity_logits"].sigmoid()
+    assert set(found) == {"opacity"}
+    assert float(found["opacity"].detach()) == pytest.approx(10 * float(opacity.detach().mean()))
+    found["opacity"].backward()
+    assert bool((live.parameters["opacity_logits"].grad > 0).all())
+
+
 def test_growth_looks_at_all_views_of_the_batch() -> None:
     config = small_config("dreamer-xl")
     seen = {}
@@ -173,7 +195,7 @@ def test_trained_gaussians_come_back_from_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"clip_limit": 0.0}, {"growth_limit": 10}, {"flip": 1.5}, {"iterations": 0},
-                                     {"distance": (3.0, 2.0)}, {"field_of_view": (0.0, 40.0)}])  # fmt: skip
+                                     {"bounds": -1.0}, {"distance": (3.0, 2.0)}, {"field_of_view": (0.0, 40.0)}])  # fmt: skip
 def test_settings_that_no_run_can_have_are_refused(changes: dict) -> None:
     with pytest.raises(UserError):
         small_config("dreamer-xl", **changes)

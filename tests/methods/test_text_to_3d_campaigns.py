@@ -63,6 +63,7 @@ def places(folder: Path) -> list[str]:
 def test_a_slice_of_the_ablation_goes_on_where_it_was_stopped(bench, tmp_path, monkeypatch):
     flags = [*bench, *places(tmp_path), "--image-size", "16", "--evaluations", "96", "--prompts", "1", "--seeds", "1"]
     flags += ["--only", "tsm", "ism at interval t - mu", "tsm, spikes, pixel clip"]
+    flags += ["--pictures", str(tmp_path / "pictures")]
     ablation.main([*flags, "--only", "tsm", "tsm, spikes, pixel clip"])
     first = json.loads((tmp_path / "found.json").read_text())
     beginning = "mixture/16px/96/"
@@ -76,6 +77,7 @@ def test_a_slice_of_the_ablation_goes_on_where_it_was_stopped(bench, tmp_path, m
     monkeypatch.setattr(ablation, "run", counted)
     ablation.main(flags)
     assert made == ["ism"], "two of the three were there"
+    assert len(list((tmp_path / "pictures").glob("mixture-16px-96-*.png"))) == 3
     found = json.loads((tmp_path / "found.json").read_text())
     assert all(found[key] == value for key, value in first.items())
     row = found[f"{beginning}ism at interval t - mu/a red chair/0"]
@@ -186,6 +188,13 @@ def test_answers_pair_runs_of_one_prompt_and_seed():
     told = ablation.answers({"tsm": rows(0.5), "ism at interval t - mu": rows(0.3, (2, 1, 0)), "ism": rows(0.5, (7,))})
     assert "tsm minus ism at interval t - mu | 6 | **+20.0 [+20.0, +20.0]** | – | – |" in told
     assert "Does TSM beat ISM" not in told, "no run of the same prompt and seed"
+
+
+def test_objects_whose_toy_has_no_face_have_no_janus_figure():
+    toys = [{"prompt": "a", "janus": 0.0, "front_found": 1.0}, {"prompt": "b", "janus": 0.9, "front_found": 1.0}]
+    arms = {"one": [{"prompt": p, "janus": j, "steps": 1} for p, j in (("a", 0.2), ("b", 1.0))], "the toy itself": toys}
+    line = table(arms).splitlines()[2]
+    assert "| 20 |" in line and line.startswith("| one | 2 |")
 
 
 def test_tables_have_means_and_deviations_over_seeds():

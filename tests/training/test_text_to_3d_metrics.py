@@ -28,7 +28,7 @@ from scene_distill.training.caption_retrieval import (
     place_of,
     retrieval,
 )
-from scene_distill.training.janus import has_face, janus_by_prior
+from scene_distill.training.janus import Janus, has_face, janus_by_prior
 from scene_distill.training.object_health import divergence, saturation
 from scene_distill.training.object_views import ObjectViews, Orbit, object_views
 from scene_distill.training.text_to_3d_metrics import FIGURES, Asked, ceiling, figures_of, measured
@@ -87,14 +87,9 @@ def test_a_two_faced_object_scores_janus_by_judge_and_by_prior(judge: NearestJud
     assert by_prior.back == 0 and by_prior.front == 1
 
 
-def test_a_face_is_what_the_judge_can_turn(judge: NearestJudge):
-    orbit = Orbit(views=8, size=32)
-    assert has_face(NearestJudge([Toy("red", "robot")], orbit), "robot", orbit, toys=1)
-
-    def blind(images):
-        return {"view": torch.zeros(len(images), 4)}
-
-    assert not has_face(blind, "robot", orbit, toys=1)
+def test_a_face_is_what_is_told_apart():
+    assert has_face(Janus(back=0.1, front=0.9)) and not has_face(Janus(back=0.6, front=0.9))
+    assert not has_face(Janus(float("nan"), float("nan")))
 
 
 def test_a_flat_grey_object_is_consistent_but_not_sharp(judge: NearestJudge):
