@@ -195,7 +195,8 @@ def test_trained_gaussians_come_back_from_their_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"clip_limit": 0.0}, {"growth_limit": 10}, {"flip": 1.5}, {"iterations": 0},
-                                     {"bounds": -1.0}, {"distance": (3.0, 2.0)}, {"field_of_view": (0.0, 40.0)}])  # fmt: skip
+                                     {"bounds": -1.0}, {"distance": (3.0, 2.0)},
+                                     {"field_of_view": (0.0, 40.0)}])  # fmt: skip
 def test_settings_that_no_run_can_have_are_refused(changes: dict) -> None:
     with pytest.raises(UserError):
         small_config("dreamer-xl", **changes)
