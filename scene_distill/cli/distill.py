@@ -1,4 +1,4 @@
-"""`scene-distill distill mdt [--config FILE] --teacher tiny-shapes | RUN ...`."""
+"""`scene-distill distill mdt [--config FILE] --teacher tiny-shapes | RUN | TRELLIS_DIR ...`."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def distill(config: MDTConfig, command: list[str]) -> None:
 
     from scene_distill.blocks.launch import joined
     from scene_distill.methods.mdt_dist.run import MDTRun, open_folder
+    from scene_distill.methods.mdt_dist.trellis import TrellisRun, is_trellis
     from scene_distill.renderers import native
 
     check(config)
@@ -62,9 +63,16 @@ def distill(config: MDTConfig, command: list[str]) -> None:
             open_folder(config)
         else:
             console.quiet = True
-        model = MDTRun(config, workers).run()
+        trellis = is_trellis(config.teacher)
+        made = TrellisRun(config, workers).run() if trellis else MDTRun(config, workers).run()
         if workers.rank > 0:
             return
+    if isinstance(made, Path):
+        say(f"{made / 'pipeline.json'}: a TRELLIS folder with the students")
+        how = "--prompt TEXT" if config.describe is not None and config.describe.is_file() else "--image PICTURE"
+        say_next(f"scene-distill generate --model {made} {how}", "an object in one step")
+        return
+    model = made
     flows = ", ".join(f"{role} of {flow}" for role, flow in sorted(model.flows))
     say(f"{config.output_dir / 'model.safetensors'}: {flows}")
     say_next(f'scene-distill generate --model {config.output_dir} --prompt "a table"', "an object in one step")
@@ -72,17 +80,20 @@ def distill(config: MDTConfig, command: list[str]) -> None:
 
 def check(config: MDTConfig) -> None:
     """Refuse what cannot be trained."""
-    from scene_distill.methods.mdt_dist.config import TINY
+    from scene_distill.methods.mdt_dist.trellis import check_describe, is_trellis
 
-    if config.teacher != TINY and (Path(config.teacher) / "pipeline.json").exists():
-        raise UserError(
-            f"{config.teacher} holds TRELLIS checkpoints; distilling them needs latents of their training objects, "
-            "which this command does not read yet. Teachers are tiny-shapes or the folder of its run"
-        )
+    if is_trellis(config.teacher):
+        check_describe(config)
+        if config.dry_run:
+            raise UserError("--dry-run measures tiny-shapes and its runs; leave it out for TRELLIS models")
+    elif config.describe is not None:
+        raise UserError(f"--describe is for TRELLIS models; {config.teacher} makes its own objects")
     for name in ("shapes", "shards", "lanes", "batch", "visit", "structure_steps", "surface_steps", "gaussian_steps",
                  "teacher_steps", "student_steps", "width", "depth", "threads"):  # fmt: skip
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
+    if config.shapes < config.shards:
+        raise UserError(f"--shapes is {config.shapes} for --shards {config.shards}; every shard needs an object")
     for name in ("unsaid", "dropped", "vd_from"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it is a share between 0 and 1")

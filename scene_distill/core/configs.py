@@ -66,7 +66,7 @@ class RunConfig:
 HOW_TO_RUN = frozenset({"resume", "dry_run", "output_dir", "threads", "max_memory", "workers", "worker_timeout"})
 """Fields that say how to run, not what is trained: a resumed run may change them."""
 
-READ_FROM = frozenset({"data", "test_list"})
+READ_FROM = frozenset({"data", "test_list", "describe", "models_root", "conditioner"})
 """Fields with the paths of what a run reads: a run keeps them absolute, so that it can be opened from any folder."""
 
 

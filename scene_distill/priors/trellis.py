@@ -94,21 +94,29 @@ class TrellisPrior:
             tuple(tokens[i : i + 1] for i in range(len(tokens))), self.conditioner.opposite().to(self.device)
         )
 
-    def sample_structure(self, described: Described, seed: int, count: int = 1) -> Voxels:
-        """Occupied voxels of ``count`` samples. Raises `UserError` when a sample has none."""
+    def structure_latents(self, described: Described, seed: int, count: int = 1) -> Tensor:
+        """What the structure flow ends at: latents [count, C, R, R, R]."""
         network = self._network("sparse_structure_flow_model")
         shape = (network.in_channels, *[network.resolution] * 3)
         noise = torch.stack([_noise(seed, "structure", i, shape) for i in range(count)]).to(self.device)  # type: ignore[arg-type]
         latents = self._walked(StructureField(network), noise, described, self.structure, "structure", seed)
         del network
         self._drop("sparse_structure_flow_model")
+        return latents
+
+    def occupied(self, latents: Tensor) -> Voxels:
+        """Occupied voxels of structure latents. Raises `UserError` when a sample has none."""
         with torch.no_grad():
             coords = occupied_voxels(self._network("sparse_structure_decoder")(latents))
         self._drop("sparse_structure_decoder")
         return Voxels(coords)
 
-    def sample_latent(self, described: Described, voxels: Voxels, seed: int) -> SparseTensor:
-        """Latents [N, C] on the voxels, in the decoders' units."""
+    def sample_structure(self, described: Described, seed: int, count: int = 1) -> Voxels:
+        """Occupied voxels of ``count`` samples. Raises `UserError` when a sample has none."""
+        return self.occupied(self.structure_latents(described, seed, count))
+
+    def latent_states(self, described: Described, voxels: Voxels, seed: int) -> Tensor:
+        """What the latent flow ends at: features [N, C] of the voxels, mean 0 and spread 1 over TRELLIS's objects."""
         network = self._network("slat_flow_model")
         width: int = network.in_channels  # type: ignore[assignment]
         if len(self.files.mean) != width:
@@ -119,6 +127,11 @@ class TrellisPrior:
         x = self._walked(LatentField(network, voxels), noise, described, self.latent, "latent", seed)
         del network
         self._drop("slat_flow_model")
+        return x
+
+    def sample_latent(self, described: Described, voxels: Voxels, seed: int) -> SparseTensor:
+        """Latents [N, C] on the voxels, in the decoders' units."""
+        x = self.latent_states(described, voxels, seed)
         return SparseTensor(x * x.new_tensor(self.files.std) + x.new_tensor(self.files.mean), voxels)
 
     def decode(self, latent: SparseTensor, formats: Sequence[str]) -> dict[str, list[Any]]:

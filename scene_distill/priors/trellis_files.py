@@ -107,7 +107,7 @@ def read_trellis_folder(folder: Path, models_root: Path | None = None) -> Trelli
 def _settings(sampler: Mapping[str, Any]) -> FlowSettings:
     params = dict(sampler["params"])
     low, high = params.get("cfg_interval", (0.0, 1.0))
-    steps = FlowSteps(int(params["steps"]), float(params.get("rescale_t", 1.0)))
+    steps = FlowSteps(int(params["steps"]), float(params.get("rescale_t", 1.0)), params.get("sampler", "euler"))
     return FlowSettings(float(params.get("cfg_strength", 0.0)), (float(low), float(high)), steps)
 
 

@@ -19,11 +19,19 @@ class MDTConfig:
     """Few-step 3D flows: a student learns the marginal-data transport of a rectified flow (MDT-dist).
 
     With the teacher `tiny-shapes` the run makes its world, trains autoencoders and flows for structure and surface, and
-    distils both flows. With a run folder it takes that run's networks and only distils.
+    distils both flows. With a run folder it takes that run's networks and only distils. With a folder of TRELLIS models
+    it samples them and distils their flows; of the sizes below `shapes` to `visit` and those of students count.
     """
 
     teacher: str = TINY
-    """tiny-shapes, or the folder of a run whose teachers are distilled again."""
+    """tiny-shapes, the folder of a run whose teachers are distilled again, or a folder of TRELLIS models."""
+    describe: Path | None = None
+    """What a TRELLIS teacher makes samples of, for its students to learn from: a file with a text a line, or a folder
+    of pictures with transparency, whichever it reads."""
+    models_root: Path | None = None
+    """Where other published folders lie that a TRELLIS folder names; default: beside it."""
+    conditioner: Path | None = None
+    """Folder of the DINOv2 or CLIP model that a TRELLIS folder wants; default: looked for beside it."""
     stage: Literal["both", "structure", "latent"] = "both"
     """Which flow is distilled: the structure's, the surface latents', or both. The other keeps the student that a run
     given as teacher has."""

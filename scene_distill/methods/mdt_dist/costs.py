@@ -13,7 +13,8 @@ from scene_distill.blocks.workers import Workers
 from scene_distill.data.shape_shards import ShapeSet, write_shards
 from scene_distill.methods.mdt_dist.config import TINY, MDTConfig
 from scene_distill.methods.mdt_dist.model import FLOWS
-from scene_distill.methods.mdt_dist.run import MDTRun, Stage
+from scene_distill.methods.mdt_dist.run import MDTRun
+from scene_distill.methods.mdt_dist.stages import Stage
 from scene_distill.training.sharded_learning import ShardedLearning
 
 WARM, TIMED = 2, 5

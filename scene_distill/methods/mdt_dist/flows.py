@@ -19,14 +19,21 @@ from scene_distill.core.errors import UserError
 from scene_distill.methods.mdt_dist.config import MDTConfig
 from scene_distill.methods.mdt_dist.model import FlowName, Whitening
 from scene_distill.nets.vector_flow import VectorFlow
-from scene_distill.objectives.transport import Derivative, Transported, velocity_distillation, velocity_matching
+from scene_distill.objectives.transport import (
+    Derivative,
+    Transported,
+    Velocity,
+    velocity_distillation,
+    velocity_matching,
+)
 from scene_distill.objectives.transport_consistency import (
     consistency_distillation,
     continuous_consistency,
     phased_consistency,
 )
+from scene_distill.objectives.transport_items import DENSE, Items
 from scene_distill.objectives.transport_times import TimeBins, TransportTimes
-from scene_distill.priors.flow import state, velocity
+from scene_distill.priors.flow import fresh_noise, state, velocity
 from scene_distill.training.sharded_learning import Outcome
 
 BINS = TimeBins(8)
@@ -132,10 +139,7 @@ class FlowLesson:
 
 @dataclass(frozen=True, eq=False)
 class StudentLesson:
-    """A student of transport: the configured objective on real latents, and velocity distillation on its own samples.
-
-    Only the derivative's direction and the target ask the teacher; its guided velocity serves both.
-    """
+    """A student of transport: the configured objective on real latents, velocity distillation on its own samples."""
 
     files: LatentFiles
     flow: FlowName
@@ -149,47 +153,76 @@ class StudentLesson:
         """The shard's states."""
         return self.files.latents(shard, self.flow, self.whitening)
 
-    @property
-    def derivative(self) -> Derivative:
-        """As configured."""
-        return Derivative(self.config.derivative, self.config.delta, self.config.d_norm)
-
     def outcome(self, data: object, batch: int, progress: float, generator: torch.Generator) -> Outcome:
         """The loss of a batch, and of velocity distillation once it has set in."""
         assert isinstance(data, Latents)
         config = self.config
         drawn = draw_batch(data, batch, config.unsaid, config.dropped if config.keep_guidance else 0.0, generator)
-        t = TransportTimes(config.times, config.delta).draw(batch, generator)
-        baked = 0.0 if config.keep_guidance else config.guidance
-        student, teacher = drawn.bound(self.network), drawn.bound(self.teacher, baked)
-        found = self._matched(student, teacher, state(drawn.x0, drawn.noise, t), t)
-        loss = found.loss
-        figures = {"matching": float(loss.detach())}
-        if config.vd and progress >= config.vd_from:
-            noise = torch.randn(drawn.noise.shape, generator=generator)
-            again = torch.randn(drawn.noise.shape, generator=generator) if config.vd_noise == "fresh" else drawn.noise
-            wanted = drawn.bound(self.teacher, 0.0 if config.keep_guidance else config.vd_guidance)
-            pulled = velocity_distillation(student, wanted, noise, again, t, self.derivative, config.vd_weight)
-            loss = loss + config.vd * pulled.loss
-            figures["distillation"] = float(pulled.loss.detach())
-        return Outcome(loss, figures, found.each, t)
+        baked, pulling = baked_guidance(config)
+        velocities = Velocities(
+            drawn.bound(self.network), drawn.bound(self.teacher, baked), drawn.bound(self.teacher, pulling)
+        )
+        return student_outcome(config, velocities, drawn.x0, drawn.noise, progress, generator)
 
     def teacher_evaluations(self, steps: int, batch: int) -> int:
         """How often a shard's training asks the teacher about an object in ``steps`` steps of ``batch`` objects."""
-        config = self.config
-        guided, pulled = (not config.keep_guidance and w != 0 for w in (config.guidance, config.vd_guidance))
-        late = sum(step / steps >= config.vd_from for step in range(steps)) if config.vd else 0
-        return batch * (steps * (1 + guided) + late * (1 + pulled))
+        return teacher_evaluations(self.config, steps, batch)
 
-    def _matched(self, student: Callable[[Tensor, Tensor], Tensor], teacher: Callable[[Tensor, Tensor], Tensor],
-                 x: Tensor, t: Tensor) -> Transported:  # fmt: skip
-        config = self.config
-        if config.objective == "vm":
-            return velocity_matching(student, teacher, x, t, self.derivative)
-        if config.objective == "scm":
-            return continuous_consistency(student, teacher, x, t, self.derivative, config.tangent_norm)
-        if config.objective == "pcm":
-            found = phased_consistency(student, teacher, x, t, config.delta, config.phases)
-        else:
-            found = consistency_distillation(student, teacher, x, t, config.delta)
-        return replace(found, each=found.each / config.delta) if config.per_delta else found
+
+@dataclass(frozen=True)
+class Velocities:
+    """The student, the teacher whose velocity it matches, and the teacher of velocity distillation."""
+
+    student: Velocity
+    teacher: Velocity
+    pulling: Velocity
+
+
+def baked_guidance(config: MDTConfig) -> tuple[float, float]:
+    """Guidance of the teachers in `Velocities`: none where the student keeps it."""
+    return (0.0, 0.0) if config.keep_guidance else (config.guidance, config.vd_guidance)
+
+
+def student_outcome(config: MDTConfig, velocities: Velocities, x0: Tensor, noise: Tensor, progress: float,
+                    generator: torch.Generator, items: Items = DENSE) -> Outcome:  # fmt: skip
+    """The configured objective on clean states x0 and noise, and velocity distillation once it has set in.
+
+    Only the derivative's direction and the target ask the teacher; its guided velocity serves both.
+    """
+    student = velocities.student
+    derivative = Derivative(config.derivative, config.delta, config.d_norm)
+    count = len(x0) if items.item is None else items.count
+    t = TransportTimes(config.times, config.delta).draw(count, generator).to(x0.device)
+    found = matched(config, student, velocities.teacher, state(x0, noise, items.rows(t)), t, items)
+    loss = found.loss
+    figures = {"matching": float(loss.detach())}
+    if config.vd and progress >= config.vd_from:
+        start = fresh_noise(x0, generator)
+        again = fresh_noise(x0, generator) if config.vd_noise == "fresh" else noise
+        pulled = velocity_distillation(
+            student, velocities.pulling, start, again, t, derivative, config.vd_weight, items
+        )
+        loss = loss + config.vd * pulled.loss
+        figures["distillation"] = float(pulled.loss.detach())
+    return Outcome(loss, figures, found.each, t)
+
+
+def matched(config: MDTConfig, student: Velocity, teacher: Velocity, x: Tensor, t: Tensor, items: Items) -> Transported:
+    """The configured objective at states x and times t [B]."""
+    derivative = Derivative(config.derivative, config.delta, config.d_norm)
+    if config.objective == "vm":
+        return velocity_matching(student, teacher, x, t, derivative, items)
+    if config.objective == "scm":
+        return continuous_consistency(student, teacher, x, t, derivative, config.tangent_norm, items)
+    if config.objective == "pcm":
+        found = phased_consistency(student, teacher, x, t, config.delta, config.phases, items)
+    else:
+        found = consistency_distillation(student, teacher, x, t, config.delta, items)
+    return replace(found, each=found.each / config.delta) if config.per_delta else found
+
+
+def teacher_evaluations(config: MDTConfig, steps: int, batch: int) -> int:
+    """How often a shard's training asks the teacher about an object in ``steps`` steps of ``batch`` objects."""
+    guided, pulled = (w != 0 for w in baked_guidance(config))
+    late = sum(step / steps >= config.vd_from for step in range(steps)) if config.vd else 0
+    return batch * (steps * (1 + guided) + late * (1 + pulled))

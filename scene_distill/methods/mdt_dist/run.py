@@ -8,18 +8,17 @@ read the weights from that file, in half precision, whether or not the run was s
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from scene_distill.blocks.runtime import Progress, Runtime
 from scene_distill.blocks.workers import Workers
 from scene_distill.core.configs import HOW_TO_RUN, changed_fields, from_plain, read_yaml, save_config, to_plain
-from scene_distill.core.console import progress, say
+from scene_distill.core.console import progress
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import read_json, sha256, write_atomically, write_json
 from scene_distill.core.seeds import key, torch_generator
@@ -36,27 +35,14 @@ from scene_distill.methods.mdt_dist.autoencoders import (
 from scene_distill.methods.mdt_dist.config import TINY, MDTConfig
 from scene_distill.methods.mdt_dist.flows import FlowLesson, LatentFiles, StudentLesson
 from scene_distill.methods.mdt_dist.model import FLOWS, FlowName, ShapeModel, ShapeSizes, Whitening
+from scene_distill.methods.mdt_dist.stages import Stage, learn, student_learning
+from scene_distill.methods.mdt_dist.trellis import is_trellis, trellis_sha256
 from scene_distill.methods.mdt_dist.wall_clock import WallClock
 from scene_distill.nets.vector_flow import VectorFlow
-from scene_distill.nets.weight_files import read_weights, save_weights
-from scene_distill.training.run_folder import RunFolder
-from scene_distill.training.sharded_learning import Learning, Lesson, Means, ShardedLearning
+from scene_distill.nets.weight_files import read_weights
+from scene_distill.training.sharded_learning import Learning
 
 METHOD = "mdt"
-LOG_EVERY = 20
-"""Updates between lines of a stage's log."""
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """A network to be learned: how it is called, made and taught, and which parts of the model it becomes."""
-
-    name: str
-    network: nn.Module
-    lesson: Lesson
-    learning: Learning
-    parts: tuple[tuple[str, str], ...]
-    """(part of the model, prefix of its tensors in the network)."""
 
 
 def open_folder(config: MDTConfig) -> None:
@@ -64,7 +50,7 @@ def open_folder(config: MDTConfig) -> None:
     path = config.output_dir / "config.yaml"
     if not path.exists():
         if config.teacher != TINY:
-            write_json(config.output_dir / "teacher.json", {"sha256": model_sha256(Path(config.teacher))})
+            write_json(config.output_dir / "teacher.json", {"sha256": teacher_sha256(config)})
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda temporary: save_config(config, temporary, METHOD))
         return
@@ -80,11 +66,17 @@ def open_folder(config: MDTConfig) -> None:
             f"{config.output_dir} was started with --{changed[0].replace('_', '-')} {was}, not {now}; resume with the "
             "same settings, or distil its teacher again into another folder with --teacher"
         )
-    if config.teacher != TINY and taught_by(config.output_dir) != model_sha256(Path(config.teacher)):
+    if config.teacher != TINY and taught_by(config.output_dir) != teacher_sha256(config):
         raise UserError(
             f"{config.teacher} has been trained anew since {config.output_dir} was started from it; distil it into "
             "another --output-dir"
         )
+
+
+def teacher_sha256(config: MDTConfig) -> str:
+    """`model_sha256` of a run that is the teacher, or `trellis_sha256`."""
+    folder = Path(config.teacher)
+    return trellis_sha256(folder, config.models_root) if is_trellis(config.teacher) else model_sha256(folder)
 
 
 def model_sha256(folder: Path) -> str:
@@ -206,9 +198,7 @@ class MDTRun:
         network = VectorFlow(self.model.sizes.flow_config(flow))
         network.load_state_dict(teacher.state_dict())
         lesson = StudentLesson(self.files, flow, self.model.whitening, network, teacher, config)
-        learning = Learning(config.student_steps, config.student_rate, config.batch, ema=config.ema, clip=config.clip,
-                            window=config.clip_window, seed=config.seed)  # fmt: skip
-        return Stage(f"student_{flow}", network, lesson, learning, ((f"student_{flow}", ""),))
+        return Stage(f"student_{flow}", network, lesson, student_learning(config), ((f"student_{flow}", ""),))
 
     def _decoding(self, steps: int) -> Learning:
         config = self.config
@@ -258,54 +248,10 @@ class MDTRun:
         """Train a stage, or what is left of it, and take its weights into the model."""
         path = self.folder / "weights" / f"{stage.name}.safetensors"
         if not path.exists():
-            self._train(stage, path)
+            learn(stage, self.config, self.shapes.shards, self.workers, self.clock, path)
         tensors = read_weights(path, stage.name)[0]
         for part, prefix in stage.parts:
             self.model.take(part, {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-
-    def _train(self, stage: Stage, path: Path) -> None:
-        config, folder = self.config, RunFolder(self.folder / stage.name)
-        method = ShardedLearning(stage.name, stage.network, stage.lesson, stage.learning, self.shapes.shards,
-                                 config.lanes, config.visit)  # fmt: skip
-        runtime = Runtime(method, method.rounds, folder.checkpoint, None, self.workers, config.reduction)
-        runtime.resume()
-        if self.workers.rank == 0:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            folder.rewind_log(runtime.next_round)
-        total = sum(round_.steps for round_ in method.rounds)
-        done = sum(round_.steps for round_ in method.rounds[: runtime.next_round])
-        with progress(stage.name.replace("_", " "), total, done) as meter:
-            place, ends = {"round": runtime.next_round}, {round_.shared_step + round_.steps for round_ in method.rounds}
-
-            def told(step: int, means: dict[str, float]) -> None:
-                folder.append(place | {"step": step, **means})
-                meter.update(step, f"loss {means['loss']:.4f}")
-                self.clock.tick()
-
-            means = Means(told, LOG_EVERY, ends, done)
-
-            def hear(step: Progress) -> None:
-                place["round"] = step.round
-                means.hear([numbers for _, numbers in step.lanes])
-
-            runtime.run(hear)
-        with self.workers.first_before_others("worker 0 writes weights"):
-            if self.workers.rank == 0:
-                notes = {"seconds": runtime.seconds, "updates": method.learner.done, "bins": _bins(runtime, method)}
-                if isinstance(stage.lesson, StudentLesson):
-                    each = stage.lesson.teacher_evaluations(method.steps_of_unit, config.batch)
-                    notes["teacher_evaluations"] = self.shapes.shards * each
-                write_json(path.with_suffix(".json"), notes)
-                save_weights(path, method.learner.averaged(), {"kind": stage.name})
-        if self.workers.rank == 0:
-            spent = runtime.seconds / max(method.learner.done, 1)
-            say(f"{stage.name}: {method.learner.done} updates in {runtime.seconds:.0f} s ({1000 * spent:.1f} ms each)")
-
-
-def _bins(runtime: Runtime, method: ShardedLearning) -> dict[str, float]:
-    """Mean losses by bin, over all shards and the whole training."""
-    sums = torch.stack([saved()["bins"] for saved in runtime.states().values()]).sum(0)
-    return method.lesson.bins.means(sums)
 
 
 @torch.no_grad()

@@ -1,0 +1,168 @@
+"""`scene-distill distill mdt` with a folder laid out like the published TRELLIS models, to files of its students."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_trellis import Words
+from tiny_trellis import red_ball, write_dino, write_trellis
+
+from scene_distill.blocks.workers import Workers
+from scene_distill.cli import main as cli
+from scene_distill.core.errors import UserError
+from scene_distill.export.ply import read_ply
+from scene_distill.methods.mdt_dist import trellis
+from scene_distill.methods.mdt_dist.config import MDTConfig
+from scene_distill.methods.mdt_dist.run import open_folder
+from scene_distill.methods.mdt_dist.trellis import ROLES, TrellisLesson, TrellisRun
+from scene_distill.methods.mdt_dist.trellis_samples import SampleFiles, read_descriptions
+from scene_distill.priors.flow import FlowSteps, Guidance, sample
+from scene_distill.priors.trellis import LatentField, StructureField, TrellisPrior
+from scene_distill.priors.trellis_files import read_trellis_folder
+
+SMALL = dict(shapes=4, shards=2, lanes=2, batch=2, visit=2, student_steps=4, clip_window=0)
+FLAGS = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_trellis(tmp_path_factory.mktemp("models") / "TRELLIS-tiny", "text")
+
+
+@pytest.fixture
+def config(folder, tmp_path, monkeypatch):
+    """A run on texts, whose conditioner needs no library."""
+    (tmp_path / "texts.txt").write_text("a chair\n\na table\na lamp\n")
+
+    def opened(teacher, *rest):
+        files = read_trellis_folder(folder)
+        return TrellisPrior(files, Words(), files.structure, files.latent)
+
+    monkeypatch.setattr(trellis, "load_trellis", opened)
+    monkeypatch.setattr(TrellisRun, "_copy_conditioner", lambda *_: None)
+    return MDTConfig(teacher=str(folder), describe=tmp_path / "texts.txt", output_dir=tmp_path / "run", seed=3, **SMALL)
+
+
+def trained(config):
+    open_folder(config)
+    return TrellisRun(config, Workers()).run()
+
+
+def weights(run):
+    return {path.name: path.read_bytes() for path in sorted((run / "weights").glob("*.safetensors"))}
+
+
+def test_pictures_become_students_and_students_make_files(tmp_path, capsys):
+    pytest.importorskip("transformers", reason="pictures are read through transformers (extra 'diffusion')")
+    teacher = write_trellis(tmp_path / "TRELLIS-image")
+    write_dino(teacher / "dinov2_vitl14_reg")
+    (tmp_path / "pictures").mkdir()
+    red_ball().save(tmp_path / "pictures" / "ball.png")
+    run = tmp_path / "run"
+    flags = ["--teacher", str(teacher), "--describe", str(tmp_path / "pictures"), "--output-dir", str(run), *FLAGS]
+    cli.main(["distill", "mdt", *flags])
+    assert "generate --model" in capsys.readouterr().out
+    picture = str(tmp_path / "pictures" / "ball.png")
+    cli.main(["generate", "--model", str(run), "--image", picture, "--output-dir", str(tmp_path / "made")])
+    assert "2 steps of two flows" in capsys.readouterr().out, "one of each"
+    assert len(read_ply(tmp_path / "made" / "ball-0-0.ply")[0]) > 0
+    before, after = (read_trellis_folder(place) for place in (teacher, run))
+    assert set(after.models) == set(before.models)
+    assert after.structure.steps == after.latent.steps == FlowSteps(1, 1.0, "renoise") and after.structure.weight == 0
+    for role, stem in before.models.items():
+        old, new = (load_file(f"{path}.safetensors") for path in (stem, after.models[role]))
+        moved = any(not torch.equal(old[name].half(), new[name].half()) for name in old)
+        assert moved == (role in ROLES.values()), role
+    with pytest.raises(SystemExit):
+        cli.main(["distill", "mdt", *flags])
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_ends_with_the_same_bytes(config, tmp_path, monkeypatch):
+    whole = weights(trained(config))
+    outcome, calls = TrellisLesson.outcome, []
+
+    def killed(self, *rest):
+        calls.append(1)
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        return outcome(self, *rest)
+
+    monkeypatch.setattr(TrellisLesson, "outcome", killed)
+    other = MDTConfig(**{**vars(config), "output_dir": tmp_path / "again", "resume": True})
+    with pytest.raises(KeyboardInterrupt):
+        trained(other)
+    assert not (tmp_path / "again" / "pipeline.json").exists()
+    assert weights(trained(other)) == whole and set(whole) == {
+        "student_structure.safetensors", "student_latent.safetensors"}  # fmt: skip
+
+
+def test_one_stage_leaves_the_other_flow_alone(config, folder):
+    run = trained(MDTConfig(**{**vars(config), "stage": "structure"}))
+    files = read_trellis_folder(run)
+    assert files.latent == read_trellis_folder(folder).latent and files.structure.steps.steps == 1
+    shard = SampleFiles(run / "samples", 4, 2).read(0)
+    assert shard.voxels is None and len(shard) == 2
+
+
+def test_a_batch_of_sparse_objects_is_its_objects(config):
+    run = trained(config)
+    shard = SampleFiles(run / "samples", 4, 2).read(1)
+    assert shard.voxels is not None and shard.described.tolist() == [1, 0], "objects 2 and 3: texts 2 and 0"
+    network = read_trellis_folder(run).network(ROLES["latent"])
+    rows = torch.tensor([1, 0])
+    voxels, features = shard.sparse(rows)
+    tokens, t = shard.tokens[shard.described[rows]], torch.tensor([0.3, 0.8])
+    together = LatentField(network, voxels)(features, t, tokens)
+    for item, row in enumerate(rows):
+        alone, own = shard.sparse(row[None])
+        assert torch.equal(own, features[voxels.item == item])
+        one = LatentField(network, alone)(own, t[item : item + 1], tokens[item : item + 1])
+        torch.testing.assert_close(one, together[voxels.item == item], atol=1e-4, rtol=1e-4)
+
+
+def test_a_structure_student_comes_nearer_to_the_teachers_path(config, folder):
+    settings = dict(stage="structure", student_steps=120, visit=60, batch=4, student_rate=2e-3, ema=0.9)
+    run = trained(MDTConfig(**{**vars(config), **settings}))
+    shard = SampleFiles(run / "samples", 4, 2).read(0)
+    fields = [StructureField(read_trellis_folder(place).network(ROLES["structure"])) for place in (folder, run)]
+    tokens = shard.tokens[shard.described[:1]].expand(8, -1, -1)
+    noise = torch.randn(8, *shard.structure.shape[1:], generator=torch.Generator().manual_seed(5))
+
+    def ends(field: StructureField, steps: int) -> torch.Tensor:
+        return sample(field, noise, Guidance((tokens,)), FlowSteps(steps))
+
+    fine = ends(fields[0], 50)
+    teacher, student = ((ends(field, 1) - fine).square().mean().sqrt() for field in fields)
+    assert float(student) < 0.9 * float(teacher)
+
+
+def test_what_cannot_be_distilled_is_refused(folder, config, tmp_path, capsys):
+    def complaint(*flags):
+        with pytest.raises(SystemExit):
+            cli.main(["distill", "mdt", "--output-dir", str(tmp_path / "none"), *flags])
+        return capsys.readouterr().err
+
+    teacher = ["--teacher", str(folder)]
+    assert "--describe" in complaint(*teacher)
+    assert "reads texts" in complaint(*teacher, "--describe", str(tmp_path))
+    (tmp_path / "empty.txt").write_text("\n\n")
+    assert "not even a line" in complaint(*teacher, "--describe", str(tmp_path / "empty.txt"))
+    assert "every shard needs" in complaint(*teacher, "--describe", str(config.describe), "--shapes=1")
+    assert "is for TRELLIS models" in complaint("--describe", str(config.describe))
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(UserError, match="reads pictures"):
+        read_descriptions(tmp_path / "empty.txt", "image")
+
+
+def test_a_teacher_that_changed_is_noticed(config, folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    run = MDTConfig(**{**vars(config), "teacher": str(copied)})
+    open_folder(run)
+    pipeline = json.loads((copied / "pipeline.json").read_text())
+    pipeline["args"]["slat_sampler"]["params"]["steps"] = 9
+    (copied / "pipeline.json").write_text(json.dumps(pipeline))
+    with pytest.raises(UserError, match="has been trained anew"):
+        open_folder(MDTConfig(**{**vars(run), "resume": True}))
