@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,8 @@ def distill(config: MDTConfig, command: list[str]) -> None:
     from scene_distill.methods.mdt_dist.trellis import TrellisRun, is_trellis
     from scene_distill.renderers import native
 
+    if Path(config.teacher).is_dir():
+        config = replace(config, teacher=str(Path(config.teacher).absolute()))
     check(config)
     torch.set_num_threads(config.threads)
     native.set_threads(config.threads)
@@ -59,10 +62,11 @@ def distill(config: MDTConfig, command: list[str]) -> None:
         show_costs(config)
         return
     with joined(config.workers, lambda: command, config.worker_timeout) as workers:
-        if workers.rank == 0:
-            open_folder(config)
-        else:
-            console.quiet = True
+        with workers.first_before_others("worker 0 opens the run folder"):
+            if workers.rank == 0:
+                open_folder(config)
+            else:
+                console.quiet = True
         trellis = is_trellis(config.teacher)
         made = TrellisRun(config, workers).run() if trellis else MDTRun(config, workers).run()
         if workers.rank > 0:
@@ -80,14 +84,21 @@ def distill(config: MDTConfig, command: list[str]) -> None:
 
 def check(config: MDTConfig) -> None:
     """Refuse what cannot be trained."""
-    from scene_distill.methods.mdt_dist.trellis import check_describe, is_trellis
+    from scene_distill.methods.mdt_dist.config import TINY
+    from scene_distill.methods.mdt_dist.trellis import check_trellis, is_trellis
 
+    if config.teacher != TINY and not Path(config.teacher).is_dir():
+        raise UserError(
+            f"there is no folder {config.teacher}; teachers are {TINY}, runs, and folders of TRELLIS models"
+        )
     if is_trellis(config.teacher):
-        check_describe(config)
+        check_trellis(config)
         if config.dry_run:
             raise UserError("--dry-run measures tiny-shapes and its runs; leave it out for TRELLIS models")
-    elif config.describe is not None:
-        raise UserError(f"--describe is for TRELLIS models; {config.teacher} makes its own objects")
+    else:
+        for name in ("describe", "models_root", "conditioner"):
+            if getattr(config, name) is not None:
+                raise UserError(f"--{name.replace('_', '-')} is for TRELLIS models; {config.teacher} holds none")
     for name in ("shapes", "shards", "lanes", "batch", "visit", "structure_steps", "surface_steps", "gaussian_steps",
                  "teacher_steps", "student_steps", "width", "depth", "threads"):  # fmt: skip
         if getattr(config, name) < 1:

@@ -62,7 +62,7 @@ def _changed(settings: FlowSettings, options: Generate) -> FlowSettings:
 
 def _descriptions(options: Generate, conditioned_by: str) -> list[Any]:
     """What the folder's conditioner takes: pictures, or the prompt."""
-    from PIL import Image, UnidentifiedImageError
+    from scene_distill.priors.trellis_conditions import read_picture
 
     if conditioned_by == "text":
         if options.image or not options.prompt:
@@ -70,12 +70,4 @@ def _descriptions(options: Generate, conditioned_by: str) -> list[Any]:
         return [options.prompt]
     if options.prompt or not options.image:
         raise UserError(f"the models of {options.model} are conditioned on pictures; give --image and no --prompt")
-    pictures = []
-    for path in options.image:
-        try:
-            with Image.open(path) as picture:
-                picture.load()
-                pictures.append(picture.copy())
-        except (OSError, UnidentifiedImageError) as error:
-            raise UserError(f"{path} cannot be read as a picture ({error})") from error
-    return pictures
+    return [read_picture(path) for path in options.image]

@@ -21,6 +21,7 @@ from scene_distill.nets.transformer_blocks import (
     place_waves,
     set_torso_type,
     start_weights,
+    through,
     times_of_items,
     typed_for,
 )
@@ -32,6 +33,9 @@ class SparseStructureFlowModel(nn.Module):
     ``pe_mode``: 'ape' adds place embeddings to the tokens, 'rope' turns queries and keys instead (no published file
     does). ``share_mod``: one modulation for all blocks. ``qk_rms_norm_cross``: also norms in cross-attention (XL).
     """
+
+    recompute = False
+    """Whether blocks make their activations again in the backward pass instead of keeping them."""
 
     def __init__(
         self,
@@ -110,7 +114,7 @@ class SparseStructureFlowModel(nn.Module):
         context = context.expand(batch, -1, -1)
         tokens = h.flatten(0, 1)
         for block in self.blocks:
-            tokens = block(tokens, time, context, groups, places)
+            tokens = through(block, self.recompute, tokens, time, context, groups, places)
         tokens = typed_for(functional.layer_norm(tokens.float(), (width,)), self.out_layer)
         return unpatched(self.out_layer(tokens).unflatten(0, (batch, length)), self.patch, self.resolution).to(x.dtype)
 

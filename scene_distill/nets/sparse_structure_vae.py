@@ -160,15 +160,19 @@ class SparseStructureDecoder(nn.Module):
         return self.out_layer(h.float())
 
 
+class NoVoxel(UserError):
+    """A sample without an occupied voxel."""
+
+
 def occupied_voxels(logits: Tensor) -> Tensor:
     """Coordinates int32 [N, 4] (item, x, y, z) of positive logits [B, 1, X, Y, Z].
 
-    Raises `UserError` when an item has none.
+    Raises `NoVoxel` when an item has none.
     """
     coords = torch.nonzero(logits[:, 0] > 0).int()
     empty = sorted(set(range(len(logits))) - set(coords[:, 0].unique().tolist()))
     if empty:
-        raise UserError(
+        raise NoVoxel(
             f"the structure stage left no occupied voxel in sample {', '.join(map(str, empty))} of {len(logits)}; take "
             "another seed, more steps or another guidance weight"
         )

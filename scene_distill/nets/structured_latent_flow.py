@@ -29,6 +29,7 @@ from scene_distill.nets.transformer_blocks import (
     place_waves,
     set_torso_type,
     start_weights,
+    through,
     times_of_items,
     typed_for,
 )
@@ -69,6 +70,9 @@ class TimedResidualBlock(nn.Module):
 class SLatFlowModel(nn.Module):
     """Velocity of noisy structured latents. Arguments as in `SparseStructureFlowModel`; ``io_block_channels`` None: no
     residual blocks, the transformer works on the voxels as they are."""
+
+    recompute = False
+    """Whether blocks make their activations again in the backward pass instead of keeping them."""
 
     def __init__(
         self,
@@ -158,5 +162,5 @@ class SLatFlowModel(nn.Module):
         if self.share_mod:
             time = self.adaLN_modulation(typed_for(time, self.adaLN_modulation[1]))
         for block in self.blocks:
-            tokens = block(tokens, time, context, groups, places)
+            tokens = through(block, self.recompute, tokens, time, context, groups, places)
         return h.with_features(tokens)

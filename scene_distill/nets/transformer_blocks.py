@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from scene_distill.nets.sparse_convolution import KernelWeights
 from scene_distill.nets.token_attention import Attention, TokenGroups
@@ -94,6 +96,13 @@ class PlainBlock(nn.Module):
         """[N, C]."""
         x = x + self.attn(self.norm1(x), groups, places=places)
         return x + self.mlp(self.norm2(x))
+
+
+def through(block: nn.Module, recompute: bool, *inputs: Any) -> Tensor:
+    """A block's output; with ``recompute`` its inner activations are not kept for the backward pass but made again."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
 
 
 class ModulatedBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Weights of small networks in half precision, with a description in the header: the same network, the same bytes."""
+"""Weights of networks with a description in the header: the same network, the same bytes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _ENTRY = "scene-distill"
 """The only header entry: safetensors writes several in an order that changes from run to run."""
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Write tensors as float16 to a .safetensors file with a description of JSON values."""
+def save_weights(path: Path, weights: Mapping[str, Tensor], description: Mapping[str, Any],
+                 dtype: torch.dtype = torch.float16) -> None:  # fmt: skip
+    """Write tensors, as float16 unless told otherwise, to a .safetensors file with a description of JSON values."""
     from safetensors.torch import save_file
 
-    stored = {name: value.detach().cpu().to(torch.float16).contiguous() for name, value in weights.items()}
+    stored = {name: value.detach().cpu().to(dtype).contiguous() for name, value in weights.items()}
     header = {_ENTRY: json.dumps(dict(description), sort_keys=True)}
     write_atomically(path, lambda temporary: save_file(stored, temporary, header))
 

@@ -50,6 +50,16 @@ class Conditioner(Protocol):
         ...
 
 
+def read_picture(path: Path) -> Image.Image:
+    """A picture in memory; `UserError` for a file that is none."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture.copy()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} cannot be read as a picture ({error})") from error
+
+
 def object_picture(picture: Image.Image, name: str = "the picture") -> Tensor:
     """[3, 518, 518] in [0, 1]: the opaque part of a picture with alpha, centred and cut out on black.
 

@@ -17,7 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from scene_distill.blocks.workers import Workers
-from scene_distill.core.configs import HOW_TO_RUN, changed_fields, from_plain, read_yaml, save_config, to_plain
+from scene_distill.core.configs import (
+    HOW_TO_RUN,
+    changed_fields,
+    from_plain,
+    read_yaml,
+    save_config,
+    to_plain,
+    with_absolute_paths,
+)
 from scene_distill.core.console import progress
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import read_json, sha256, write_atomically, write_json
@@ -52,7 +60,7 @@ def open_folder(config: MDTConfig) -> None:
         if config.teacher != TINY:
             write_json(config.output_dir / "teacher.json", {"sha256": teacher_sha256(config)})
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: save_config(config, temporary, METHOD))
+        write_atomically(path, lambda temporary: save_config(with_absolute_paths(config), temporary, METHOD))
         return
     if not config.resume:
         raise UserError(
@@ -68,7 +76,7 @@ def open_folder(config: MDTConfig) -> None:
         )
     if config.teacher != TINY and taught_by(config.output_dir) != teacher_sha256(config):
         raise UserError(
-            f"{config.teacher} has been trained anew since {config.output_dir} was started from it; distil it into "
+            f"{config.teacher} has changed since {config.output_dir} was started from it; distil it into "
             "another --output-dir"
         )
 
@@ -76,7 +84,7 @@ def open_folder(config: MDTConfig) -> None:
 def teacher_sha256(config: MDTConfig) -> str:
     """`model_sha256` of a run that is the teacher, or `trellis_sha256`."""
     folder = Path(config.teacher)
-    return trellis_sha256(folder, config.models_root) if is_trellis(config.teacher) else model_sha256(folder)
+    return trellis_sha256(config) if is_trellis(config.teacher) else model_sha256(folder)
 
 
 def model_sha256(folder: Path) -> str:

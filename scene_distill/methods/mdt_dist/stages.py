@@ -1,7 +1,7 @@
 """A stage of a run: one network that learns from shards through `blocks.runtime`, and leaves its weights in a file.
 
-RUN/<stage>/ has the log and the checkpoint, RUN/weights/<stage>.safetensors the averaged weights in half precision, and
-the .json beside it what the stage took. A stage that was stopped goes on from its last commit.
+RUN/<stage>/ has the log and the checkpoint, RUN/weights/<stage>.safetensors the averaged weights, and the .json beside
+it what the stage took. A stage that was stopped goes on from its last commit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from scene_distill.blocks.runtime import Progress, Runtime
@@ -36,6 +37,8 @@ class Stage:
     learning: Learning
     parts: tuple[tuple[str, str], ...] = ()
     """(part of the model, prefix of its tensors in the network)."""
+    dtype: torch.dtype = torch.float16
+    """Of the weights' file."""
 
 
 @runtime_checkable
@@ -87,7 +90,7 @@ def learn(stage: Stage, config: MDTConfig, shards: int, workers: Workers, clock:
                 each = stage.lesson.teacher_evaluations(method.steps_of_unit, config.batch)
                 notes["teacher_evaluations"] = shards * each
             write_json(path.with_suffix(".json"), notes)
-            save_weights(path, method.learner.averaged(), {"kind": stage.name})
+            save_weights(path, method.learner.averaged(), {"kind": stage.name}, stage.dtype)
     if workers.rank == 0:
         spent = runtime.seconds / max(method.learner.done, 1)
         say(f"{stage.name}: {method.learner.done} updates in {runtime.seconds:.0f} s ({1000 * spent:.1f} ms each)")

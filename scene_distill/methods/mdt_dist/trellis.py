@@ -11,6 +11,7 @@ The run folder becomes a TRELLIS folder: students in the place of the flows, eve
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from scene_distill.blocks.workers import Workers
 from scene_distill.core.console import progress
 from scene_distill.core.errors import UserError
-from scene_distill.core.files import sha256, write_atomically, write_json
+from scene_distill.core.files import read_json, sha256, write_atomically, write_json
 from scene_distill.methods.mdt_dist.config import MDTConfig
 from scene_distill.methods.mdt_dist.flows import (
     BINS,
@@ -35,8 +36,9 @@ from scene_distill.methods.mdt_dist.flows import (
 )
 from scene_distill.methods.mdt_dist.model import FLOWS, FlowName
 from scene_distill.methods.mdt_dist.stages import Stage, learn, student_learning
-from scene_distill.methods.mdt_dist.trellis_samples import SampleFiles, TrellisShard, read_descriptions
+from scene_distill.methods.mdt_dist.trellis_samples import SampleFiles, TrellisShard, opened, read_descriptions
 from scene_distill.methods.mdt_dist.wall_clock import WallClock
+from scene_distill.nets.sparse_convolution import use_backend
 from scene_distill.objectives.transport import Velocity
 from scene_distill.objectives.transport_items import DENSE, Items
 from scene_distill.objectives.transport_times import TimeBins
@@ -55,11 +57,18 @@ def is_trellis(teacher: str) -> bool:
     return (Path(teacher) / "pipeline.json").is_file()
 
 
-def trellis_sha256(folder: Path, models_root: Path | None) -> str:
-    """SHA-256 of all that a folder's students learn from: its pipeline.json and the weights it names."""
-    files = read_trellis_folder(folder, models_root)
-    parts = [folder / "pipeline.json", *(_weights(stem) for _, stem in sorted(files.models.items()))]
-    return "".join(sha256(part)[:16] for part in parts)
+def trellis_sha256(config: MDTConfig) -> str:
+    """One hash of all that a folder's students learn from: its pipeline.json, the models it names, its conditioner, and
+    the descriptions."""
+    assert config.describe is not None
+    folder = Path(config.teacher)
+    files = read_trellis_folder(folder, config.models_root)
+    stems = [stem for _, stem in sorted(files.models.items())]
+    parts = [folder / "pipeline.json", *map(_description, stems), *map(_weights, stems)]
+    parts += [path for path in sorted(_conditioner(config, files).rglob("*")) if path.is_file()]
+    described = read_descriptions(config.describe, files.conditioned_by)
+    parts += [path for path in described if isinstance(path, Path)] or [config.describe]
+    return hashlib.sha256("".join(map(sha256, parts)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,15 +85,15 @@ class TrellisLesson:
 
     def read(self, shard: int) -> TrellisShard:
         """The shard's samples."""
-        return self.samples.read(shard, self.device)
+        return self.samples.read(shard, self.device, self.flow == "latent")
 
     def outcome(self, data: object, batch: int, progress: float, generator: torch.Generator) -> Outcome:
         """The configured objective on a batch; a sparse object counts as one item, however many voxels it has."""
         assert isinstance(data, TrellisShard)
         rows = torch.randint(len(data), (batch,), generator=generator)
         dropped = torch.rand(batch, generator=generator) < (self.config.dropped if self.config.keep_guidance else 0.0)
-        opposite = data.opposite.expand(batch, -1, -1)
-        condition = torch.where(dropped.to(self.device)[:, None, None], opposite, data.tokens[data.described[rows]])
+        opposite = data.opposite.float().expand(batch, -1, -1)
+        condition = torch.where(dropped.to(self.device)[:, None, None], opposite, data.conditions(rows))
         x0, items, field_of = self._states(data, rows)
         noise = fresh_noise(x0, generator)
 
@@ -141,8 +150,11 @@ class TrellisRun:
     def stage(self, flow: FlowName) -> Stage:
         """A student of a flow, from its weights."""
         teacher, network = (self.files.network(ROLES[flow], self.device, torch.float32) for _ in range(2))
+        for each in (teacher, network):
+            use_backend(each, "gather")  # the same numbers in both, and a backward pass
+        network.recompute = True  # type: ignore[assignment]
         lesson = TrellisLesson(self.samples, flow, network.requires_grad_(True), teacher, self.config, self.device)
-        return Stage(f"student_{flow}", network, lesson, student_learning(self.config))
+        return Stage(f"student_{flow}", network, lesson, student_learning(self.config), dtype=torch.float32)
 
     def _sample(self) -> None:
         """The shards that this worker makes, where they are not there."""
@@ -167,47 +179,82 @@ class TrellisRun:
                     latents = "latent" in self.flows
                     self.samples.write(shard, prior, descriptions, config.seed, latents, told)
                     before += len(self.samples.numbers(shard))
-        self.workers.main.barrier("the samples are made")
+        self.workers.prepared(None, "the samples are made")
 
     def _student(self, flow: str) -> Path:
         return self.folder / "weights" / f"student_{flow}.safetensors"
 
     def _write(self) -> None:
-        """ckpts/, the conditioner, and at last pipeline.json."""
+        """ckpts/, the conditioner, and at last pipeline.json; nothing where that is there already."""
+        if (self.folder / "pipeline.json").exists():
+            return
         teacher = Path(self.config.teacher)
         pipeline = json.loads((teacher / "pipeline.json").read_text())
         students = {ROLES[flow]: self._student(flow) for flow in self.flows}
         for role, stem in self.files.models.items():
-            _linked(stem.parent / f"{stem.name}.json", self.folder / "ckpts" / f"{role}.json")
+            description = json.loads(_description(stem).read_text())
+            if role in students:
+                description["args"]["use_fp16"] = False
+            write_json(self.folder / "ckpts" / f"{role}.json", description)
             _linked(students.get(role, _weights(stem)), self.folder / "ckpts" / f"{role}.safetensors")
         args = pipeline["args"]
         args["models"] = {role: f"ckpts/{role}" for role in self.files.models}
         for flow in self.flows:
             params = args[SAMPLERS[flow]]["params"]
             params |= {"steps": 1, "rescale_t": 1.0, "sampler": "renoise"}
-            if not self.config.keep_guidance:
-                params["cfg_strength"] = 0.0
-        self._copy_conditioner(self.files)
-        write_json(self.folder / "stages.json", {"whole": {"seconds": self.clock.seconds}})
+            params |= {"cfg_interval": [0.0, 1.0]} if self.config.keep_guidance else {"cfg_strength": 0.0}
+        self._copy_conditioner()
+        self.clock.write()
+        stages = {flow: read_json(self._student(flow).with_suffix(".json")) for flow in self.flows}
+        notes = {f"student_{flow}": stage for flow, stage in stages.items()}
+        write_json(self.folder / "stages.json", notes | {"whole": {"seconds": self.clock.seconds}})
         text = json.dumps(pipeline, indent=2)
         write_atomically(self.folder / "pipeline.json", lambda temporary: _write_text(temporary, text))
 
-    def _copy_conditioner(self, files: TrellisFiles) -> None:
-        place = conditioner_folder(files.conditioner, files.folder, self.config.models_root, self.config.conditioner)
+    def _copy_conditioner(self) -> None:
+        place = _conditioner(self.config, self.files)
         for path in sorted(place.rglob("*")):
             if path.is_file():
-                _linked(path, self.folder / Path(files.conditioner).name / path.relative_to(place))
+                _linked(path, self.folder / Path(self.files.conditioner).name / path.relative_to(place))
 
 
-def check_describe(config: MDTConfig) -> None:
-    """Refuse a TRELLIS teacher without descriptions, or descriptions that it cannot read."""
+def check_trellis(config: MDTConfig) -> None:
+    """Refuse a TRELLIS teacher that cannot be distilled as the config says, before anything is written."""
     if config.describe is None:
         raise UserError(
             f"{config.teacher} holds TRELLIS models, whose students learn from samples of them; say of what with "
             "--describe, a file with a text a line or a folder of pictures, whichever they read"
         )
+    if config.derivative == "jvp":
+        raise UserError("--derivative jvp cannot go through fused attention; leave it at difference for TRELLIS models")
     files = read_trellis_folder(Path(config.teacher), config.models_root)
-    read_descriptions(config.describe, files.conditioned_by)
+    for path in read_descriptions(config.describe, files.conditioned_by):
+        opened(path)
+    conditioner = _conditioner(config, files)
+    for mine in (Path(config.teacher), conditioner):
+        if mine.resolve().is_relative_to(config.output_dir.resolve()):
+            raise UserError(f"--output-dir {config.output_dir} would write over {mine}; name another folder")
+    settings = {"structure": files.structure, "latent": files.latent}
+    for flow, setting in settings.items():
+        if config.stage not in ("both", flow):
+            continue
+        if setting.steps.sampler == "renoise":
+            raise UserError(
+                f"the {flow} flow of {config.teacher} is a student already; distil its teacher, or another --stage"
+            )
+        if setting.weight and not config.guidance and not config.keep_guidance:
+            raise UserError(
+                f"{config.teacher} guides its {flow} flow by {setting.weight:g}, and students would be worse without: "
+                f"bake it in with --guidance {setting.weight:g} or keep it with --keep-guidance"
+            )
+
+
+def _conditioner(config: MDTConfig, files: TrellisFiles) -> Path:
+    return conditioner_folder(files.conditioner, files.folder, config.models_root, config.conditioner)
+
+
+def _description(stem: Path) -> Path:
+    return stem.parent / f"{stem.name}.json"
 
 
 def _weights(stem: Path) -> Path:
@@ -221,7 +268,11 @@ def _linked(source: Path, target: Path) -> None:
     try:
         os.link(source.resolve(), target)
     except OSError:
-        shutil.copy2(source, target)
+        write_atomically(target, lambda temporary: _copied(source, temporary))
+
+
+def _copied(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
 
 
 def _write_text(path: Path, text: str) -> None:

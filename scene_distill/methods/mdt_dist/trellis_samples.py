@@ -19,8 +19,10 @@ from torch import Tensor
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
 from scene_distill.core.seeds import key
+from scene_distill.nets.sparse_structure_vae import NoVoxel
 from scene_distill.nets.sparse_tensor import Voxels
 from scene_distill.priors.trellis import TrellisPrior
+from scene_distill.priors.trellis_conditions import object_picture, read_picture
 
 PICTURES = (".png", ".webp")
 """Endings of pictures with transparency."""
@@ -42,6 +44,14 @@ class TrellisShard:
 
     def __len__(self) -> int:
         return len(self.described)
+
+    def to(self, device: torch.device | str) -> TrellisShard:
+        """The shard on a device."""
+        return TrellisShard(**{name: t.to(device) for name, t in vars(self).items() if t is not None})
+
+    def conditions(self, rows: Tensor) -> Tensor:
+        """Tokens float32 [B, S, D] of the objects ``rows`` [B]."""
+        return self.tokens[self.described[rows]].float()
 
     def sparse(self, rows: Tensor) -> tuple[Voxels, Tensor]:
         """Voxels of the objects ``rows`` [B] as items 0 to B-1, and their features [M, C]."""
@@ -69,17 +79,19 @@ class SampleFiles:
         """The objects of a shard."""
         return range(shard * self.objects // self.shards, (shard + 1) * self.objects // self.shards)
 
-    def read(self, shard: int, device: torch.device | str = "cpu") -> TrellisShard:
-        """A shard; `UserError` when its file is damaged."""
+    def read(self, shard: int, device: torch.device | str = "cpu", latents: bool = True) -> TrellisShard:
+        """A shard, without ``latents`` only what the structure flow needs; `UserError` when its file is damaged."""
         from safetensors.torch import load_file
 
         try:
-            tensors = load_file(self.path(shard), str(device))
-            return TrellisShard(**{name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+            tensors = load_file(self.path(shard))
+            parts = {name: t for name, t in tensors.items() if latents or name not in ("voxels", "features")}
+            found = TrellisShard(**parts)
         except Exception as error:
             raise UserError(
                 f"{self.path(shard)} cannot be read ({str(error).splitlines()[0]}); delete it, and it is made again"
             ) from error
+        return found.to(device)
 
     def write(self, shard: int, prior: TrellisPrior, descriptions: Sequence[Any], seed: int, latents: bool,
               told: Callable[[int], None] = lambda done: None) -> None:  # fmt: skip
@@ -87,11 +99,13 @@ class SampleFiles:
         from safetensors.torch import save_file
 
         used = sorted({number % len(descriptions) for number in self.numbers(shard)})
-        each = {number: prior.describe([descriptions[number]]) for number in used}
+        tokens, opposite = dict[int, Tensor](), torch.zeros(0)
         structure, voxels, features = [], [], []
         for row, number in enumerate(self.numbers(shard)):
-            described = each[number % len(descriptions)]
-            latent, places, noise = _with_voxels(prior, described, seed, number)
+            which = number % len(descriptions)
+            described = prior.describe([opened(descriptions[which])])
+            tokens[which], opposite = described.conditions[0].half().cpu(), described.opposite.half().cpu()
+            latent, places, noise = _with_voxels(prior, described, seed, number, descriptions[which])
             structure.append(latent)
             if latents:
                 coords = places.coords.clone()
@@ -99,11 +113,10 @@ class SampleFiles:
                 voxels.append(coords)
                 features.append(prior.latent_states(described, places, noise))
             told(row + 1)
-        first = each[used[0]]
         tensors = {
-            "tokens": torch.cat([each[number].conditions[0] for number in used]).half(),
+            "tokens": torch.cat([tokens[which] for which in used]),
             "described": torch.tensor([used.index(number % len(descriptions)) for number in self.numbers(shard)]),
-            "opposite": first.opposite.half(),
+            "opposite": opposite,
             "structure": torch.cat(structure),
         }
         if latents:
@@ -112,23 +125,24 @@ class SampleFiles:
         write_atomically(self.path(shard), lambda temporary: save_file(stored, temporary))
 
 
-def _with_voxels(prior: TrellisPrior, described: Any, seed: int, number: int) -> tuple[Tensor, Voxels, int]:
+def _with_voxels(prior: TrellisPrior, described: Any, seed: int, number: int, description: Any
+                 ) -> tuple[Tensor, Voxels, int]:  # fmt: skip
     """Structure latents [1, ...] of an object that is not empty, its voxels, and the seed of its noise."""
     for attempt in range(ATTEMPTS):
         noise = key(seed, "teacher samples", number, attempt)
         latents = prior.structure_latents(described, noise)
         try:
             return latents, prior.occupied(latents), noise
-        except UserError:
+        except NoVoxel:
             continue
     raise UserError(
-        f"{ATTEMPTS} samples of the teacher for object {number} had no voxel; do its weights and the descriptions "
-        "belong together?"
+        f"{ATTEMPTS} samples of the teacher for '{description}' had no voxel; leave it out of --describe, and see "
+        "whether the teacher makes anything with scene-distill generate"
     )
 
 
-def read_descriptions(path: Path, conditioned_by: str) -> list[Any]:
-    """The lines of a text file, or the pictures of a folder in order of their names, whichever the teacher reads.
+def read_descriptions(path: Path, conditioned_by: str) -> list[str | Path]:
+    """The lines of a text file, or paths of the pictures of a folder by name, whichever the teacher reads.
 
     Raises `UserError` for the other kind, or where there is nothing.
     """
@@ -137,29 +151,25 @@ def read_descriptions(path: Path, conditioned_by: str) -> list[Any]:
             raise UserError(f"the teacher reads texts, and --describe {path} is no file; give one with a text a line")
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not a text in UTF-8; give a file with a text a line") from error
-        found: list[Any] = [line for line in lines if line]
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{path} cannot be read as a text in UTF-8 ({error}); give a file with a text a line"
+            ) from error
+        found: list[str | Path] = [line for line in lines if line]
     else:
         if not path.is_dir():
             raise UserError(f"the teacher reads pictures, and --describe {path} is no folder; give one with .png files")
-        found = [_picture(file) for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURES]
+        found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURES]
     if not found:
         what = "a line" if conditioned_by == "text" else f"a picture ({', '.join(PICTURES)})"
         raise UserError(f"--describe {path} has not even {what}; the teacher needs something to make")
     return found
 
 
-def _picture(path: Path) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
-    from scene_distill.priors.trellis_conditions import object_picture
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            kept = picture.copy()
-    except (OSError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error})") from error
-    object_picture(kept, str(path))
-    return kept
+def opened(description: str | Path) -> Any:
+    """A text as it is; a path as its picture. `UserError` where there is none, or no object cut out in it."""
+    if isinstance(description, str):
+        return description
+    picture = read_picture(description)
+    object_picture(picture, str(description))
+    return picture
