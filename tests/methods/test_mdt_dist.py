@@ -224,7 +224,7 @@ def test_a_student_can_be_the_teacher_of_the_next_and_a_changed_teacher_is_notic
     assert all(torch.equal(a, b) for a, b in pairs)
     path = one.output_dir / "model.safetensors"
     path.write_bytes((world / "model.safetensors").read_bytes())
-    with pytest.raises(UserError, match="trained anew"):
+    with pytest.raises(UserError, match="has changed"):
         open_folder(replace(two, resume=True))
     path.unlink()
     with pytest.raises(UserError, match="finish that run first"):
@@ -316,7 +316,8 @@ def test_generate_refuses(full_model, flags, complaint, capsys):
         (["mdt", "--delta", "0.9"], "--delta is 0.9"),
         (["mdt", "--vd", "1", "--objective", "cm"], "--vd goes with"),
         (["mdt", "--unsaid", "2"], "share between 0 and 1"),
-        (["mdt", "--teacher", "nowhere", "--output-dir", "{}"], "no run of"),
+        (["mdt", "--teacher", "nowhere", "--output-dir", "{}"], "there is no folder nowhere"),
+        (["mdt", "--teacher", "{}", "--output-dir", "{}/run"], "no run of"),
         (["other"], "no method 'other'"),
         (["mdt", "--config", "nowhere.yaml"], "cannot read the config file nowhere.yaml"),
         (["mdt", "--config", str(PUBLISHED), "--width", "5"], "--width is 5"),
