@@ -7,7 +7,7 @@ through attention at the two coarse grids, at the coarsest of which cells also a
 Pictures are first folded, ``patch`` x ``patch`` pixels into channels: at 32 pixels and patch 2 the grids are 16, 8
 and 4, and a picture costs about 0.4 GFLOP. Convolutions run in bfloat16 where asked; the first and the last layer stay
 in float32, because the noise of the cleanest levels is smaller than bfloat16's rounding of the state, and so do norms:
-torch's bfloat16 norm of channels-last grids costs nine times as much as its float32 one on a CPU.
+torch's bfloat16 norm of channels-last grids costs several times as much as its float32 one on a CPU.
 """
 
 from __future__ import annotations
