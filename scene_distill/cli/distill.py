@@ -67,19 +67,18 @@ def distill(config: MDTConfig, command: list[str]) -> None:
                 open_folder(config)
             else:
                 console.quiet = True
-        trellis = is_trellis(config.teacher)
-        made = TrellisRun(config, workers).run() if trellis else MDTRun(config, workers).run()
+        run = TrellisRun(config, workers) if is_trellis(config.teacher) else MDTRun(config, workers)
+        run.run()
         if workers.rank > 0:
             return
-    if isinstance(made, Path):
-        say(f"{made / 'pipeline.json'}: a TRELLIS folder with the students")
-        how = "--prompt TEXT" if config.describe is not None and config.describe.is_file() else "--image PICTURE"
-        say_next(f"scene-distill generate --model {made} {how}", "an object in one step")
-        return
-    model = made
-    flows = ", ".join(f"{role} of {flow}" for role, flow in sorted(model.flows))
-    say(f"{config.output_dir / 'model.safetensors'}: {flows}")
-    say_next(f'scene-distill generate --model {config.output_dir} --prompt "a table"', "an object in one step")
+    if isinstance(run, TrellisRun):
+        say(f"{config.output_dir / 'pipeline.json'}: a TRELLIS folder with students of {' and '.join(run.flows)}")
+        how = "--prompt TEXT" if run.files.conditioned_by == "text" else "--image PICTURE"
+    else:
+        flows = ", ".join(f"{role} of {flow}" for role, flow in sorted(run.model.flows))
+        say(f"{config.output_dir / 'model.safetensors'}: {flows}")
+        how = '--prompt "a table"'
+    say_next(f"scene-distill generate --model {config.output_dir} {how}", "an object in one step")
 
 
 def check(config: MDTConfig) -> None:

@@ -8,7 +8,7 @@ int32, ``distance`` [M] int8 (of `shape_world.TRUNCATION` / 127 voxels) and ``co
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
+from scene_distill.core.shard_files import numbers_of, read_shard_file
 from scene_distill.data.shape_world import RESOLUTION, TRUNCATION, draw_shape, voxelise
 
 
@@ -36,7 +37,7 @@ class ShapeSet:
 
     def numbers(self, shard: int) -> range:
         """The numbers of a shard's objects."""
-        return range(self.count * shard // self.shards, self.count * (shard + 1) // self.shards)
+        return numbers_of(shard, self.shards, self.count)
 
     def path(self, folder: Path, shard: int) -> Path:
         """A shard's file."""
@@ -114,15 +115,9 @@ def write_shards(wanted: ShapeSet, folder: Path, told: Callable[[int, int], None
 
 def read_shard(wanted: ShapeSet, folder: Path, shard: int) -> ShapeShard:
     """A shard from its file; `UserError` when that is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = wanted.path(folder, shard)
-    try:
-        found = ShapeShard(wanted.resolution, **load_file(path))
-    except (OSError, SafetensorError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the shard {path} cannot be read ({reason}); delete it, and it is made again") from error
+    names = [field.name for field in fields(ShapeShard) if field.name != "resolution"]
+    found = ShapeShard(wanted.resolution, **read_shard_file(path, names))
     if len(found) != len(wanted.numbers(shard)) or found.occupancy.shape[1] * 8 != wanted.resolution**3:
         raise UserError(f"the shard {path} holds other objects than its name says; delete it, and it is made again")
     return found

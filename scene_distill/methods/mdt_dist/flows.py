@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from scene_distill.core.errors import UserError
+from scene_distill.core.shard_files import read_shard_file
 from scene_distill.methods.mdt_dist.config import MDTConfig
 from scene_distill.methods.mdt_dist.model import FlowName, Whitening
 from scene_distill.nets.vector_flow import VectorFlow
@@ -63,13 +62,7 @@ class LatentFiles:
 
     def read(self, shard: int) -> dict[str, Tensor]:
         """Encoder latents [n, D] and words [n, 3] int64; `UserError` when the file is damaged."""
-        try:
-            tensors = load_file(self.path(shard))
-            return {name: tensors[name] for name in ("structure", "surface", "words")}
-        except Exception as error:
-            raise UserError(
-                f"{self.path(shard)} cannot be read ({str(error).splitlines()[0]}); delete it, and it is made again"
-            ) from error
+        return read_shard_file(self.path(shard), ("structure", "surface", "words"))
 
     def latents(self, shard: int, flow: FlowName, whitening: dict[str, Whitening]) -> Latents:
         """The states that a flow learns from."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import write_atomically
 from scene_distill.core.seeds import key
+from scene_distill.core.shard_files import numbers_of, read_shard_file
 from scene_distill.nets.sparse_structure_vae import NoVoxel
 from scene_distill.nets.sparse_tensor import Voxels
 from scene_distill.priors.trellis import TrellisPrior
@@ -44,10 +45,6 @@ class TrellisShard:
 
     def __len__(self) -> int:
         return len(self.described)
-
-    def to(self, device: torch.device | str) -> TrellisShard:
-        """The shard on a device."""
-        return TrellisShard(**{name: t.to(device) for name, t in vars(self).items() if t is not None})
 
     def conditions(self, rows: Tensor) -> Tensor:
         """Tokens float32 [B, S, D] of the objects ``rows`` [B]."""
@@ -77,21 +74,13 @@ class SampleFiles:
 
     def numbers(self, shard: int) -> range:
         """The objects of a shard."""
-        return range(shard * self.objects // self.shards, (shard + 1) * self.objects // self.shards)
+        return numbers_of(shard, self.shards, self.objects)
 
     def read(self, shard: int, device: torch.device | str = "cpu", latents: bool = True) -> TrellisShard:
         """A shard, without ``latents`` only what the structure flow needs; `UserError` when its file is damaged."""
-        from safetensors.torch import load_file
-
-        try:
-            tensors = load_file(self.path(shard))
-            parts = {name: t for name, t in tensors.items() if latents or name not in ("voxels", "features")}
-            found = TrellisShard(**parts)
-        except Exception as error:
-            raise UserError(
-                f"{self.path(shard)} cannot be read ({str(error).splitlines()[0]}); delete it, and it is made again"
-            ) from error
-        return found.to(device)
+        names = ("tokens", "described", "opposite", "structure", *(("voxels", "features") if latents else ()))
+        tensors = read_shard_file(self.path(shard), names)
+        return TrellisShard(**{name: tensor.to(device) for name, tensor in tensors.items()})
 
     def write(self, shard: int, prior: TrellisPrior, descriptions: Sequence[Any], seed: int, latents: bool,
               told: Callable[[int], None] = lambda done: None) -> None:  # fmt: skip
