@@ -199,8 +199,9 @@ def rows_by_arm(results: dict[str, Any], beginning: str, prompts: Sequence[str])
 
 def answers(every: dict[str, list[dict[str, Any]]]) -> str:
     """Paired differences with 95 % intervals, run by run (same prompt, same seed)."""
-    names = [("R-precision, points", "r_precision", 100.0), ("inconsistency", "inconsistency", 1.0),
-             ("sharpness × 1000", "sharpness", 1000.0)]  # fmt: skip
+    names = [("R-precision, points", "r_precision", 100.0), ("with parts, points", "r_precision_parts", 100.0),
+             ("inconsistency", "inconsistency", 1.0), ("sharpness × 1000", "sharpness", 1000.0),
+             ("clipped, points", "clipped", 100.0)]  # fmt: skip
     lines = ["| question | pairs | " + " | ".join(name for name, *_ in names) + " |", "|---|---|" + "---|" * len(names)]
     for question, a, b in QUESTIONS:
         pairs = paired(every.get(a, []), every.get(b, []))
