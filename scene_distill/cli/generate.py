@@ -119,7 +119,8 @@ def generate_shapes(options: Generate) -> list[Path]:
     paths = [path for row in range(options.count) for path in write_shape(model, shapes, row, options)]
     evaluations = 2 * steps * (2 if guidance else 1)
     spent = f"{1000 * (flown - started):.0f} ms"
-    say(f"{walker}, {steps} {sampler} steps of two flows ({evaluations} evaluations): {spent}")
+    walked = "1 step" if steps == 1 else f"{steps} {sampler} steps"
+    say(f"{walker}, {walked} of two flows ({evaluations} evaluations): {spent}")
     say(f"decoding and files: {time.perf_counter() - flown:.2f} s")
     return paths
 

@@ -32,11 +32,13 @@ _WIDEST, _USUAL, _CLEAR = 1.2, 0.55, 2.0
 
 @dataclass(frozen=True)
 class SurfaceConfig:
-    """Sizes; ``structure`` is the length of the structure latent."""
+    """Sizes; ``structure`` is the length of the structure latent, ``seeing`` the width of the encoder and ``hidden``
+    that of the decoders."""
 
     resolution: int = 32
-    dimensions: int = 32
+    dimensions: int = 48
     structure: int = 64
+    seeing: int = 192
     hidden: int = 96
     layers: int = 3
 
@@ -46,11 +48,10 @@ class SurfaceEncoder(nn.Module):
 
     def __init__(self, config: SurfaceConfig) -> None:
         super().__init__()
-        self.config = config
-        self.each = nn.Sequential(nn.Linear(PLACE + 4, config.hidden), nn.GELU(),
-                                  nn.Linear(config.hidden, 2 * config.hidden), nn.GELU())  # fmt: skip
-        self.whole = nn.Sequential(nn.Linear(4 * config.hidden, 2 * config.hidden), nn.GELU(),
-                                   nn.Linear(2 * config.hidden, 2 * config.dimensions))  # fmt: skip
+        self.config, width = config, config.seeing
+        self.each = nn.Sequential(nn.Linear(PLACE + 4, width), nn.GELU(), nn.Linear(width, 2 * width), nn.GELU())
+        self.whole = nn.Sequential(nn.Linear(4 * width, 2 * width), nn.GELU(),
+                                   nn.Linear(2 * width, 2 * config.dimensions))  # fmt: skip
 
     def forward(self, index: Tensor, distance: Tensor, color: Tensor) -> tuple[Tensor, Tensor]:
         """index [B, P] int64 voxel numbers, distance [B, P] in voxels, color [B, P, 3]: mean, log-variance [B, Z]."""

@@ -75,7 +75,7 @@ def test_structure_shapes_and_losses():
 
 
 def test_surface_latent_is_of_a_set():
-    config = SurfaceConfig(16, 6, 8, 12, 2)
+    config = SurfaceConfig(16, 6, 8, 16, 12, 2)
     encoder = SurfaceEncoder(config)
     index, distance, color = torch.randint(4096, (2, 20)), torch.randn(2, 20), torch.rand(2, 20, 3)
     order = torch.randperm(20)

@@ -38,6 +38,9 @@ from scene_distill.renderers.splat import render
 from scene_distill.training.sharded_learning import Outcome
 
 STRUCTURE_KL, SURFACE_KL = 2e-3, 1e-3
+COLOR = 8
+"""Weight of absolute colour errors beside those of distance: without it small parts take the wrong colour."""
+
 SAMPLES, LOOKS = 128, 4
 """Shell voxels of an object that the surface encoder sees at a time, and how often it looks for one latent."""
 
@@ -121,7 +124,7 @@ class SurfaceLesson:
         found, painted = distances_and_colors(self.network.decoder(index, grids, latent, structure))
         off, tint = (found - distance).abs().mean(), (painted - color).abs().mean()
         kl = kl_to_unit(mean, log_variance).mean()
-        loss = off + 4 * tint + SURFACE_KL * kl
+        loss = off + COLOR * tint + SURFACE_KL * kl
         return Outcome(loss, {"distance": _number(off), "color": _number(tint), "kl": _number(kl)})
 
 

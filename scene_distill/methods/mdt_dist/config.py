@@ -56,9 +56,9 @@ class MDTConfig:
 
     structure_steps: int = 2500
     """Updates of the structure autoencoder."""
-    surface_steps: int = 3000
+    surface_steps: int = 4500
     """Updates of the surface autoencoder and its mesh decoder."""
-    gaussian_steps: int = 2500
+    gaussian_steps: int = 4000
     """Updates of the Gaussian decoder, from pictures."""
     teacher_steps: int = 12000
     """Updates of every flow."""

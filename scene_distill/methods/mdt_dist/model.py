@@ -47,7 +47,7 @@ class ShapeSizes:
     highest_frequency: float = 64.0
     resolution: int = RESOLUTION
     structure: int = 64
-    surface: int = 32
+    surface: int = 48
 
     def structure_config(self) -> StructureConfig:
         """Of the structure autoencoder."""
