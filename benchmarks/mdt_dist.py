@@ -12,6 +12,7 @@ Results know the world's weights, the sizes of the evaluation and their arm's sw
 import argparse
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ import tyro
 from campaign import ROOT, Campaign
 
 from scene_distill.blocks.workers import Workers
-from scene_distill.core.configs import changed_fields, to_plain
+from scene_distill.core.configs import HOW_TO_RUN, changed_fields, to_plain
 from scene_distill.core.errors import UserError
 from scene_distill.core.files import read_json
 from scene_distill.methods.mdt_dist.config import TINY, MDTConfig
@@ -42,7 +43,7 @@ from scene_distill.methods.mdt_dist.evaluation import (
 )
 from scene_distill.methods.mdt_dist.latency import latencies
 from scene_distill.methods.mdt_dist.model import ShapeModel, Walk
-from scene_distill.methods.mdt_dist.run import MDTRun, model_sha256, saved_config, taught_by
+from scene_distill.methods.mdt_dist.run import MDTRun, model_sha256, saved_config, taught_by, world_of
 
 RESULTS = ROOT / "benchmarks" / "results" / "mdt_dist.json"
 
@@ -115,7 +116,7 @@ def measure_all(options: argparse.Namespace, campaign: Campaign) -> None:
     model = ShapeModel.load(options.world)
     world = {"model_sha256": model_sha256(options.world), "evaluation": asdict(how)}
     check_same("the world or the evaluation", campaign, "world", world)
-    truth = gather_truth(model, base.files, base.shapes, options.world / "shapes", how)
+    truth = gather_truth(model, base.files, base.shapes, world_of(options.world) / "shapes", how)
     if "world" not in campaign.results:
         campaign.keep("world", world | {
             "floors": floors(model, truth, how), "autoencoding": autoencoding(model, truth, how),
@@ -140,19 +141,21 @@ def measure_arm(options: argparse.Namespace, campaign: Campaign, arm: str, seed:
                 how: Evaluation) -> None:  # fmt: skip
     """Train an arm and walk its students, as far as that is not in the file yet."""
     wanted = arm_config(arm, seed, world, options)
-    flags = flags_of(replace(wanted, teacher=TINY))
+    flags, settings = flags_of(replace(wanted, teacher=TINY)), settings_of(wanted)
     for walk in WALKS:
-        check_same(f"{arm}, seed {seed}", campaign, row_name(arm, seed, walk), {"flags": flags})
+        check_same(f"{arm}, seed {seed}", campaign, row_name(arm, seed, walk), {"settings": settings})
     missing = [walk for walk in WALKS if row_name(arm, seed, walk) not in campaign.results]
     if not missing:
         return
     if not train(wanted.output_dir, [*flags_of(wanted), "--workers", str(options.workers)], wanted):
         for walk in missing:
-            row = {"arm": arm, "seed": seed, "walk": asdict(walk), "flags": flags, "diverged": True}
+            row = {"arm": arm, "seed": seed, "walk": asdict(walk), "diverged": True}
+            row |= {"flags": flags, "settings": settings}
             campaign.keep(row_name(arm, seed, walk), row)
         return
     students = [stage for name, stage in read_json(wanted.output_dir / "stages.json").items() if "student" in name]
-    cost = {"flags": flags, "training_seconds": sum(stage["seconds"] for stage in students),
+    cost = {"flags": flags, "settings": settings,
+            "training_seconds": sum(stage["seconds"] for stage in students),
             "teacher_evaluations": sum(stage["teacher_evaluations"] for stage in students)}  # fmt: skip
     model = ShapeModel.load(wanted.output_dir)
     for walk in missing:
@@ -165,6 +168,8 @@ def measure(campaign: Campaign, arm: str, seed: int, model: ShapeModel, truth: T
     name = row_name(arm, seed, walk)
     if name not in campaign.results:
         found = evaluate_walk(model, truth, walk, how, seed)
+        if not {"frechet_structure", "frechet_surface"} <= set(found):  # states that are not numbers
+            found |= {"diverged": True}
         campaign.keep(name, {"arm": arm, "seed": seed, "walk": asdict(walk)} | more | found)
         print(name, json.dumps(campaign.results[name]), flush=True)
 
@@ -208,6 +213,12 @@ def flags_of(config: MDTConfig) -> list[str]:
             flag = name.replace("_", "-")
             flags += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}={value}"]
     return flags
+
+
+def settings_of(config: MDTConfig) -> str:
+    """A short hash of all settings that decide what is learned, so that changed defaults are noticed too."""
+    plain = {name: value for name, value in to_plain(config).items() if name not in {"teacher", *HOW_TO_RUN}}
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def train(folder: Path, flags: list[str], wanted: MDTConfig | None = None) -> bool:
@@ -289,7 +300,32 @@ def tables(results: dict) -> str:
         cells = [_spread([row[c] for row in good if c in row]) for c in COLUMNS]
         count = f"{len(mine)}" + (f" ({len(mine) - len(good)} diverged)" if len(good) < len(mine) else "")
         lines.append(f"| {' | '.join(map(str, key))} | {count} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", *_latency_lines(results.get("latency", {}))])
+    return "\n".join([*lines, "", *_ratio_lines(results), "", *_latency_lines(results.get("latency", {}))])
+
+
+def _ratio_lines(results: dict[str, Any]) -> list[str]:
+    """How students of one step stand to the teacher from the same noise: mean and sample deviation over seeds."""
+    lines = ["| arm | Frechet distance of | 1 step / teacher 25 | teacher 1 / 1 step | 2 renoised / 1 step |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for arm in ARMS:
+        asked = (f"{arm}/SEED/1 euler", "teacher/SEED/25 euler"), ("teacher/SEED/1 euler", f"{arm}/SEED/1 euler")
+        asked += ((f"{arm}/SEED/2 renoise", f"{arm}/SEED/1 euler"),)
+        for space in COLUMNS[:4]:
+            cells = [_spread(_ratios(results, space, *names)) for names in asked]
+            if set(cells) != {"–"}:
+                lines.append(f"| {arm} | {space.removeprefix('frechet_').replace('_', ' ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _ratios(results: dict[str, Any], figure: str, above: str, below: str) -> list[float]:
+    """A figure of one row over that of another, for every seed that has both."""
+    found, seed = [], 0
+    while (name := below.replace("SEED", str(seed))) in results:
+        pair = results.get(above.replace("SEED", str(seed)), {}).get(figure), results[name].get(figure)
+        if None not in pair:
+            found.append(pair[0] / pair[1])
+        seed += 1
+    return found
 
 
 def _latency_lines(latency: dict[str, dict[str, float]]) -> list[str]:

@@ -49,6 +49,7 @@ def distill(config: MDTConfig, command: list[str]) -> None:
     import torch
 
     from scene_distill.blocks.launch import joined
+    from scene_distill.methods.mdt_dist.model import FLOWS
     from scene_distill.methods.mdt_dist.run import MDTRun, open_folder
     from scene_distill.methods.mdt_dist.trellis import TrellisRun, is_trellis
     from scene_distill.renderers import native
@@ -78,7 +79,13 @@ def distill(config: MDTConfig, command: list[str]) -> None:
         flows = ", ".join(f"{role} of {flow}" for role, flow in sorted(run.model.flows))
         say(f"{config.output_dir / 'model.safetensors'}: {flows}")
         how = '--prompt "a table"'
-    say_next(f"scene-distill generate --model {config.output_dir} {how}", "an object in one step")
+        missing = [flow for flow in FLOWS if ("student", flow) not in run.model.flows]
+        if missing:
+            again = f"scene-distill distill mdt --teacher {config.output_dir} --stage {missing[0]} --output-dir OUT"
+            say_next(again, "the other flow's student, which an object in one step needs")
+            return
+    steps = "one step" if config.walked_phases == 1 else f"{config.walked_phases} steps"
+    say_next(f"scene-distill generate --model {config.output_dir} {how}", f"an object in {steps}")
 
 
 def check(config: MDTConfig) -> None:
@@ -99,7 +106,7 @@ def check(config: MDTConfig) -> None:
             if getattr(config, name) is not None:
                 raise UserError(f"--{name.replace('_', '-')} is for TRELLIS models; {config.teacher} holds none")
     for name in ("shapes", "shards", "lanes", "batch", "visit", "structure_steps", "surface_steps", "gaussian_steps",
-                 "teacher_steps", "student_steps", "width", "depth", "threads"):  # fmt: skip
+                 "teacher_steps", "student_steps", "width", "depth", "phases", "threads"):  # fmt: skip
         if getattr(config, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(config, name)}; it must be at least 1")
     if config.shapes < config.shards:

@@ -1,4 +1,4 @@
-"""`scene-distill generate --prompt "a table" ...`."""
+"""`scene-distill generate "a table" ...`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from scene_distill.cli.main import STARTED
 from scene_distill.core.console import say, say_next
 from scene_distill.core.errors import UserError
 
@@ -20,25 +21,24 @@ if TYPE_CHECKING:
 PACKAGED = Path(__file__).parents[1] / "priors" / "weights" / "tiny_shapes.safetensors"
 """The embedded model, where the installation has one."""
 
-STARTED = time.perf_counter()
-
 
 @dataclass(frozen=True)
 class Generate:
     """A 3D object from words or a picture, in one step or many: as Gaussians (.ply) or as a coloured mesh (.glb)."""
 
     prompt: str = ""
-    """What to make: 'a table', 'a red chair with green legs'."""
+    """What to make: 'a table', 'a red chair with green legs'; also without the flag, as the first argument."""
     image: tuple[Path, ...] = ()
     """Pictures of one object with transparency around it, for TRELLIS models that are conditioned on pictures."""
     model: Path | None = None
     """Folder of a run of scene-distill distill mdt, its model.safetensors, or a folder of TRELLIS models (with a
     pipeline.json); default: the embedded model."""
     steps: int | None = None
-    """Steps of each of the two flows; default 1, or what the TRELLIS folder says."""
+    """Steps of each of the two flows; default 1, a student's phases if it was distilled in such, or what the TRELLIS
+    folder says."""
     sampler: Literal["auto", "euler", "renoise"] = "auto"
-    """euler follows the flow, as teachers want it; renoise draws new noise between steps, as students of transport
-    want it. With one step both are the same."""
+    """euler follows the flow, as teachers and students of phases want it; renoise draws new noise between steps, as
+    students of transport want it. With one step both are the same."""
     network: Literal["auto", "student", "teacher"] = "auto"
     """Whose steps, in a run: the student's up to 4, the teacher's above."""
     guidance: float | None = None
@@ -61,7 +61,9 @@ class Generate:
 
 
 def main(arguments: list[str]) -> None:
-    """Sample, decode, write."""
+    """Sample, decode, write. A first argument that is no flag is the prompt."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--prompt", *arguments]
     generate(tyro.cli(Generate, args=arguments, prog="scene-distill generate"))
 
 
@@ -84,14 +86,11 @@ def generate(options: Generate) -> list[Path]:
         paths = generate_from_trellis(options)
     else:
         paths = generate_shapes(options)
-    say(f"with imports and the model {time.perf_counter() - STARTED:.1f} s")
+    say(f"the whole command {time.perf_counter() - STARTED:.1f} s")
     for path in paths:
         say(str(path))
-    shown = next((path for path in paths if path.suffix == ".ply"), None)
-    if shown is not None:
-        say_next(f"scene-distill view {shown}", "look at it in a browser")
-    else:
-        say_next("scene-distill generate --format ply", "the same as Gaussians, for the viewer")
+    shown = next((path for path in paths if path.suffix == ".ply"), paths[0])
+    say_next(f"scene-distill view {shown}", "look at it in a browser")
     return paths
 
 
@@ -107,11 +106,14 @@ def generate_shapes(options: Generate) -> list[Path]:
     words = prompt_words(options.prompt)
     model = find_model(options.model)
     role = None if options.network == "auto" else options.network
-    steps, guidance = options.steps or 1, options.guidance or 0.0
+    student = model.student
+    steps, guidance = options.steps or (1 if role == "teacher" else student.phases), options.guidance or 0.0
     walker = Walk(steps, role=role).network
+    if walker == "student":
+        check_student(student.phases, student.guided, steps, guidance)
     sampler = options.sampler
     if sampler == "auto":
-        sampler = "renoise" if walker == "student" else "euler"
+        sampler = "renoise" if walker == "student" and student.phases == 1 else "euler"
     walk = Walk(steps, sampler, guidance, role=role)
     started = time.perf_counter()
     shapes = model.sample(torch.tensor([words] * options.count), walk, options.seed)
@@ -123,6 +125,14 @@ def generate_shapes(options: Generate) -> list[Path]:
     say(f"{walker}, {walked} of two flows ({evaluations} evaluations): {spent}")
     say(f"decoding and files: {time.perf_counter() - flown:.2f} s")
     return paths
+
+
+def check_student(phases: int, guided: bool, steps: int, guidance: float) -> None:
+    """Refuse a walk that a student was not taught."""
+    if steps % phases:
+        raise UserError(f"--steps is {steps}; this student was distilled in {phases} phases and takes a multiple of it")
+    if guidance and not guided:
+        raise UserError("--guidance: this student did not keep it; take the teacher, or distil with --keep-guidance")
 
 
 def find_model(path: Path | None) -> ShapeModel:

@@ -51,12 +51,16 @@ def generate_from_trellis(options: Generate) -> list[Path]:
 
 def _changed(settings: FlowSettings, options: Generate) -> FlowSettings:
     """The folder's settings with the steps, sampler and guidance that were asked for."""
+    from scene_distill.cli.generate import check_student
+
     steps = settings.steps
     if options.steps is not None:
         steps = replace(steps, steps=options.steps)
     if options.sampler != "auto":
         steps = replace(steps, sampler=options.sampler)
     weight = settings.weight if options.guidance is None else options.guidance
+    if settings.phases:
+        check_student(settings.phases, settings.guided, steps.steps, weight)
     return replace(settings, steps=steps, weight=weight)
 
 

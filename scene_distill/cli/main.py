@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from importlib import import_module
 
 from scene_distill import __version__
 from scene_distill.core.errors import UserError
+
+STARTED = time.perf_counter()
+"""When the process began, nearly: nothing but the interpreter came before."""
 
 COMMANDS = {
     "train": ("scene_distill.cli.train", "train a method on a scene"),

@@ -25,7 +25,7 @@ def mean_flow(student: TwoTimes, v: Tensor, x: Tensor, r: Tensor, t: Tensor, how
 
     du/dt is total along dx/dt = v, with r fixed. ``how`` 'difference' needs t - delta >= 0.
     """
-    u = student(x, r, t)
+    v, u = v.detach(), student(x, r, t)
     slope = total_derivative(lambda at, time: student(at, r, time), x, t, v, how, u.detach(), items)
     residual = u + items.spread(t - r, x) * slope - v
     return Transported(items.mean(residual.square()), residual.detach(), slope)

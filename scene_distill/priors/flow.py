@@ -122,7 +122,7 @@ class FlowSteps:
 
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
-"""One for a whole batch, or one for each of its rows."""
+"""One for a whole batch, or one for each of its items."""
 
 
 def sample(
@@ -132,9 +132,10 @@ def sample(
     steps: FlowSteps = FlowSteps(),
     generator: Generators = None,
     watch: Callable[[int, float, Tensor], None] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
     """Clean states shaped as ``noise``; no gradient. ``generator`` draws the fresh noise of 'renoise' (see
-    `fresh_noise`).
+    `fresh_noise`, also for ``rows``).
 
     ``watch`` is shown (step, t, predicted clean state) before every step.
     """
@@ -148,15 +149,17 @@ def sample(
             if steps.sampler == "euler" or following == 0:
                 x = x - (t - following) * v
             else:
-                x = state(x - t * v, fresh_noise(x, generator), torch.tensor(following))
+                x = state(x - t * v, fresh_noise(x, generator, rows), torch.tensor(following))
         return x
 
 
-def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
+def fresh_noise(like: Tensor, generator: Generators = None, rows: Sequence[int] | None = None) -> Tensor:
     """Unit noise shaped, typed and placed as ``like`` [B, ...]; drawn on the CPU, so that devices agree. With a
-    generator for every row a row's noise does not depend on its company."""
+    generator for every item an item's noise does not depend on its company; ``rows``: how many rows each item has,
+    default one."""
     if isinstance(generator, Sequence):
-        return torch.cat([fresh_noise(like[i : i + 1], each) for i, each in enumerate(generator)])
+        parts = like.split([1] * len(generator) if rows is None else list(rows))
+        return torch.cat([fresh_noise(part, each) for part, each in zip(parts, generator, strict=True)])
     return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
 
 

@@ -3,7 +3,7 @@
 Teacher:  two rectified flows (`flow`): over structure latents, dense, and over features on the occupied voxels, sparse.
           Each is a `flow.VelocityField`, so students of transport can take their place (``networks``).
 Memory:   a network is loaded when its stage begins and dropped when it ends, unless ``keep``.
-Seeds:    the noise of sample number i depends on (seed, stage, i) alone: not on how many are sampled together.
+Seeds:    the noise of sample number i, that of renoising too, depends on (seed, stage, i) alone: not on its company.
 Frame:    the object in [-1/2, 1/2]^3, z up.
 """
 
@@ -99,7 +99,8 @@ class TrellisPrior:
         network = self._network("sparse_structure_flow_model")
         shape = (network.in_channels, *[network.resolution] * 3)
         noise = torch.stack([_noise(seed, "structure", i, shape) for i in range(count)]).to(self.device)  # type: ignore[arg-type]
-        latents = self._walked(StructureField(network), noise, described, self.structure, "structure", seed)
+        rows = [1] * count
+        latents = self._walked(StructureField(network), noise, rows, described, self.structure, "structure", seed)
         del network
         self._drop("sparse_structure_flow_model")
         return latents
@@ -124,7 +125,7 @@ class TrellisPrior:
                 f"{self.files.folder}: slat_normalization has {len(self.files.mean)} numbers for {width} channels"
             )
         noise = torch.cat([_noise(seed, "latent", i, (n, width)) for i, n in enumerate(voxels.counts)]).to(self.device)
-        x = self._walked(LatentField(network, voxels), noise, described, self.latent, "latent", seed)
+        x = self._walked(LatentField(network, voxels), noise, voxels.counts, described, self.latent, "latent", seed)
         del network
         self._drop("slat_flow_model")
         return x
@@ -163,6 +164,7 @@ class TrellisPrior:
         self,
         velocity: flow.VelocityField,
         noise: Tensor,
+        rows: Sequence[int],
         described: Described,
         settings: FlowSettings,
         stage: str,
@@ -171,8 +173,8 @@ class TrellisPrior:
         guidance = guidance_of(settings, described.conditions, described.opposite, self.combine)
         watch = self.watch
         told = None if watch is None else lambda i, t, x: watch(stage, i, settings.steps.steps)
-        generator = torch_generator(seed, stage, "renoise")
-        return flow.sample(velocity, noise, guidance, settings.steps, generator, told)
+        again = [torch_generator(seed, stage, "renoise", i) for i in range(len(rows))]
+        return flow.sample(velocity, noise, guidance, settings.steps, again, told, rows)
 
     def _network(self, role: str) -> nn.Module:
         if role not in self.networks:

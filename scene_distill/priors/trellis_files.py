@@ -36,11 +36,17 @@ DECODERS = {"gaussians": "slat_decoder_gs", "mesh": "slat_decoder_mesh", "radian
 
 @dataclass(frozen=True)
 class FlowSettings:
-    """How a stage is sampled: guidance weight w (0: none; `priors.flow`), the guided times, steps and their spacing."""
+    """How a stage is sampled: guidance weight w (0: none; `priors.flow`), the guided times, steps and their spacing.
+
+    ``phases``: 0 for a flow; for a distilled student the steps it takes or a multiple of which. ``guided``: whether it
+    can be guided, as flows can.
+    """
 
     weight: float
     interval: tuple[float, float]
     steps: FlowSteps
+    phases: int = 0
+    guided: bool = True
 
 
 @dataclass(frozen=True)
@@ -96,9 +102,8 @@ def read_trellis_folder(folder: Path, models_root: Path | None = None) -> Trelli
         problems.append(f"pipeline.json names none of {', '.join(DECODERS.values())}")
     models, said = _found(folder, models_root or folder.resolve().parent, named)
     problems += said
-    if not problems:
-        for role, stem in models.items():
-            problems += _problems(role, stem)
+    for role, stem in models.items():
+        problems += _problems(role, stem)
     if problems:
         raise UserError(f"{folder} cannot be used:\n  " + "\n  ".join(problems))
     return TrellisFiles(folder, models, settings[0], settings[1], mean, std, by, conditioner)
@@ -108,7 +113,9 @@ def _settings(sampler: Mapping[str, Any]) -> FlowSettings:
     params = dict(sampler["params"])
     low, high = params.get("cfg_interval", (0.0, 1.0))
     steps = FlowSteps(int(params["steps"]), float(params.get("rescale_t", 1.0)), params.get("sampler", "euler"))
-    return FlowSettings(float(params.get("cfg_strength", 0.0)), (float(low), float(high)), steps)
+    student = dict(params.get("student", {"phases": 0, "guided": True}))
+    weight, phases, guided = float(params.get("cfg_strength", 0.0)), int(student["phases"]), bool(student["guided"])
+    return FlowSettings(weight, (float(low), float(high)), steps, phases, guided)
 
 
 def _found(folder: Path, root: Path, named: Mapping[str, str]) -> tuple[dict[str, Path], list[str]]:

@@ -6,6 +6,7 @@ import torch
 
 from scene_distill.cli import main as cli
 from scene_distill.cli.generate import PACKAGED, find_model
+from scene_distill.core.cameras import Camera, look_at
 from scene_distill.data.captioned_shapes import COLOR_NAMES, SHAPE_NAMES
 from scene_distill.data.captioned_shapes_objects import COLORS
 from scene_distill.data.captioned_shapes_renderer import encode_srgb
@@ -15,6 +16,8 @@ from scene_distill.export.mesh_files import read_mesh
 from scene_distill.methods.mdt_dist.model import Walk
 from scene_distill.nets.surface_autoencoder import places
 from scene_distill.training.shape_evaluation import overlap, recognised
+from scene_distill.viewer.layers import Looked, draw
+from scene_distill.viewer.sessions import open_session
 
 ONE, MANY = Walk(1, role="student"), Walk(25, role="teacher")
 EACH = 8
@@ -76,3 +79,17 @@ def test_generate_without_a_model_takes_the_embedded_one(tmp_path, capsys):
     mesh, _ = read_mesh(tmp_path / "a-yellow-duck-0-0.glb")
     assert mesh.colors is not None and len(mesh) > 1000
     assert PACKAGED.stat().st_size < 10e6
+
+
+@pytest.mark.parametrize("ending", ["ply", "glb"])
+def test_what_was_generated_opens_in_the_viewer(tmp_path, ending):
+    """From the front as from behind the picture shows a red object in the middle, and nothing at its border."""
+    if ending == "glb":
+        pytest.importorskip("open3d", reason="Open3D is not installed")
+    cli.main(["generate", "a red car", "--format", ending, "--output-dir", str(tmp_path), "--threads", "1"])
+    session = open_session(tmp_path / f"a-red-car-0-0.{ending}")
+    for side in (1, -1):
+        pose = look_at(np.array([1.8 * side, 0.6, 0.8]), np.zeros(3), np.array([0.0, 0.0, 1.0]))
+        picture = draw("rgb", Looked(session.looking.scene, None, Camera(64, 64, 80.0, 80.0, 32.0, 32.0, pose))).image
+        red = (picture[..., 0] > 0.25) & (picture[..., :3].amax(-1) == picture[..., 0]) & (picture[..., 1] < 0.2)
+        assert float(red[16:48, 16:48].float().mean()) > 0.1 and not red[:4].any() and not red[-4:].any()

@@ -79,8 +79,12 @@ def test_an_arm_is_measured_and_told(done, options):
     table = campaign.tables(results).splitlines()
     line = next(line for line in table if line.startswith("| VM | 2 | renoise | 1 |"))
     assert line.split("|")[9].strip() == "–"
+    one, many = (results[f"{arm}/0/{walk} euler"]["frechet_voxels"] for arm, walk in (("VM", 1), ("teacher", 25)))
+    ratio = next(line for line in table if line.startswith("| VM | voxels |"))
+    assert float(ratio.split("|")[3]) == pytest.approx(one / many, rel=0.01) and ratio.split("|")[4].strip() == "–"
     assert any(line.startswith("| teacher 25 euler |") and "| 1.0 |" in line for line in table)
-    assert len({line.count("|") for line in table if line.startswith("| VM") or line.startswith("| arm")}) == 1
+    widths = [line.count("|") for line in table if line.startswith("| VM") or line.startswith("| arm")]
+    assert len(set(widths)) == 2, "the rows' table, and the ratios'"
 
 
 def test_a_campaign_that_is_done_does_nothing(done, options, monkeypatch):
@@ -131,6 +135,23 @@ def test_two_campaigns_do_not_train_in_one_folder(tmp_path):
             pass
     with campaign.held(tmp_path / "arm"):
         pass
+
+
+def test_states_that_are_no_numbers_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "evaluate_walk", lambda *_: {"evaluations": 2})
+    results = Campaign(tmp_path / "results.json")
+    campaign.measure(results, "VM", 0, None, None, Walk(1, role="student"), None, {})
+    assert results.results["VM/0/1 euler"]["diverged"]
+    floors = {"world": {"floors": {"frechet_voxels_raw": 1.0}, "autoencoding": {}}}
+    assert "| VM | 1 | euler | 1 (1 diverged) |" in campaign.tables(results.results | floors)
+
+
+def test_changed_defaults_are_other_settings(tmp_path):
+    one = campaign.arm_config(
+        "VM", 0, replace(TESTING, output_dir=tmp_path), argparse.Namespace(runs=tmp_path, student_steps=0)
+    )
+    assert campaign.settings_of(one) == campaign.settings_of(replace(one, output_dir=tmp_path / "other", workers=2))
+    assert campaign.settings_of(one) != campaign.settings_of(replace(one, student_rate=1.0))
 
 
 @pytest.mark.parametrize("arm", list(campaign.ARMS))

@@ -1,6 +1,7 @@
 """The small world end to end: a run of seconds, resumed, shared among workers, distilled again, and used."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,12 +12,13 @@ import torch
 
 from scene_distill.blocks.workers import Workers
 from scene_distill.cli import main as cli
+from scene_distill.core.configs import changed_fields
 from scene_distill.core.errors import UserError
 from scene_distill.data.shape_shards import ShapeSet, ShapeShard, make_shard
 from scene_distill.data.shape_world import prompt_words
 from scene_distill.export.mesh_files import read_mesh
 from scene_distill.export.ply import read_ply
-from scene_distill.methods.mdt_dist import flows, wall_clock
+from scene_distill.methods.mdt_dist import autoencoders, flows, wall_clock
 from scene_distill.methods.mdt_dist.autoencoders import LOOKS, SAMPLES, surface_latents
 from scene_distill.methods.mdt_dist.config import TESTING, MDTConfig
 from scene_distill.methods.mdt_dist.evaluation import (
@@ -29,7 +31,7 @@ from scene_distill.methods.mdt_dist.evaluation import (
 )
 from scene_distill.methods.mdt_dist.flows import Batch, Latents, StudentLesson, draw_batch
 from scene_distill.methods.mdt_dist.latency import latencies
-from scene_distill.methods.mdt_dist.model import ShapeModel, ShapeSizes, Walk
+from scene_distill.methods.mdt_dist.model import ShapeModel, ShapeSizes, StudentNotes, Walk
 from scene_distill.methods.mdt_dist.run import MDTRun, open_folder, saved_config, sizes_of
 from scene_distill.nets.vector_flow import VectorFlow
 
@@ -90,7 +92,25 @@ def test_the_students_start_from_their_teachers_and_leave_them(world):
     assert 0 < max(gaps) < 0.05
 
 
-def test_a_run_stopped_anywhere_ends_with_the_same_bytes(world, tmp_path, monkeypatch):
+@pytest.mark.parametrize("lesson", [autoencoders.StructureLesson, autoencoders.GaussianLesson, flows.FlowLesson])
+def test_a_run_stopped_in_any_stage_ends_with_the_same_bytes(world, tmp_path, monkeypatch, lesson):
+    config, plain, calls = replace(TESTING, output_dir=tmp_path), lesson.outcome, iter(range(1000))
+
+    def failing(self, *arguments):
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(lesson, "outcome", failing)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.setattr(lesson, "outcome", plain)
+    assert not (tmp_path / "model.safetensors").exists()
+    train(replace(config, resume=True))
+    assert weights(tmp_path) == weights(world)
+
+
+def test_a_student_stopped_anywhere_ends_with_the_same_bytes(world, tmp_path, monkeypatch):
     config = replace(TESTING, output_dir=tmp_path, teacher=str(world), stage="structure")
     plain, calls = StudentLesson.outcome, iter(range(1000))
 
@@ -114,16 +134,14 @@ def test_a_run_stopped_anywhere_ends_with_the_same_bytes(world, tmp_path, monkey
 
 
 def test_two_workers_learn_the_same_bytes(world, tmp_path):
-    flags = ["--teacher", str(world), "--output-dir", str(tmp_path), "--workers", "2"]
-    for name in ("lanes", "batch", "visit", "student_steps", "width", "depth", "clip_window"):
+    flags = ["--output-dir", str(tmp_path), "--workers", "2"]
+    for name in changed_fields(MDTConfig(), TESTING):
         flags += [f"--{name.replace('_', '-')}", str(getattr(TESTING, name))]
     command = [sys.executable, "-m", "scene_distill", "distill", "mdt", *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("next: scene-distill generate") == 1
-    found = weights(tmp_path)
-    for flow in ("structure", "latent"):
-        assert found[f"student_{flow}.safetensors"] == weights(world)[f"student_{flow}.safetensors"]
+    assert weights(tmp_path) == weights(world) and len(weights(world)) == 7, "of every stage"
 
 
 @pytest.mark.parametrize(
@@ -289,8 +307,42 @@ def test_generate_writes_what_opens_elsewhere(full_model, tmp_path, capsys):
     mesh, _ = read_mesh(tmp_path / "a-red-chair-0-0.glb")
     assert len(mesh) > 1000 and abs(mesh.vertices).max() < 0.6 and mesh.colors is not None
     first = (tmp_path / "a-red-chair-0-0.ply").read_bytes()
-    cli.main([*arguments, "--steps", "2", "--format", "ply", "--threads", "1"])
+    cli.main(["generate", "a red chair", *arguments[1:-2], "--steps", "2", "--format", "ply", "--threads", "1"])
     assert (tmp_path / "a-red-chair-0-0.ply").read_bytes() == first
+    capsys.readouterr()
+    cli.main([*arguments, "--format", "glb", "--threads", "1"])
+    printed = capsys.readouterr().out
+    assert f"next: scene-distill view {tmp_path / 'a-red-chair-0-0.glb'}" in printed and "the whole command" in printed
+
+
+def test_students_of_phases_take_a_step_for_each(world, tmp_path, capsys):
+    config = replace(TESTING, teacher=str(world), objective="pcm", phases=2, student_steps=2, keep_guidance=True)
+    one = train(replace(config, stage="latent", output_dir=tmp_path / "one"))
+    assert one.student == StudentNotes(2, guided=False), "the structure's keeps nothing, the surface's goes in phases"
+    train(replace(config, teacher=str(tmp_path / "one"), stage="structure", output_dir=tmp_path / "both"))
+    model = ShapeModel.load(tmp_path / "both")
+    assert model.student == StudentNotes(2, guided=True)
+    with torch.no_grad():
+        model.structure_decoder.cell[2].bias += 100
+    model.save(tmp_path / "full.safetensors", model.about)
+    arguments = ["generate", "a table", "--model", str(tmp_path / "full.safetensors"), "--output-dir", str(tmp_path)]
+    cli.main([*arguments, "--guidance", "1", "--threads", "1"])
+    assert "student, 2 euler steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--steps", "3", "--threads", "1"])
+    assert "distilled in 2 phases" in capsys.readouterr().err
+
+
+def test_one_student_leads_to_the_other(world, tmp_path, capsys):
+    """A world with one student names the command that makes the other."""
+    path, run = tmp_path / "alone", tmp_path / "run"
+    shutil.copytree(world, path)
+    model = ShapeModel.load(path)
+    del model.flows["student", "structure"], model.flows["student", "latent"]
+    model.save(path / "model.safetensors", model.about)
+    flags = ["--teacher", str(path), "--stage", "structure", "--output-dir", str(run), "--shards", "3"]
+    cli.main(["distill", "mdt", *flags, "--student-steps", "1", "--batch", "4"])
+    assert f"distill mdt --teacher {run} --stage latent" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -299,6 +351,7 @@ def test_generate_writes_what_opens_elsewhere(full_model, tmp_path, capsys):
         (["--prompt", "a dragon"], "should name one object"),
         (["--prompt", "a table", "--steps", "0"], "at least 1 step"),
         (["--prompt", "a table", "--count", "0"], "--count is 0"),
+        (["--prompt", "a table", "--guidance", "1"], "did not keep it"),
         (["--prompt", "a table", "--model", "nowhere"], "no model at nowhere"),
     ],
 )
@@ -314,6 +367,7 @@ def test_generate_refuses(full_model, flags, complaint, capsys):
     [
         (["mdt", "--lanes", "0"], "--lanes is 0"),
         (["mdt", "--delta", "0.9"], "--delta is 0.9"),
+        (["mdt", "--objective", "pcm", "--phases", "0"], "--phases is 0"),
         (["mdt", "--vd", "1", "--objective", "cm"], "--vd goes with"),
         (["mdt", "--unsaid", "2"], "share between 0 and 1"),
         (["mdt", "--teacher", "nowhere", "--output-dir", "{}"], "there is no folder nowhere"),
@@ -387,7 +441,7 @@ def test_the_wall_clock_counts_on(tmp_path, monkeypatch):
     assert json.loads(path.read_text()) == {"seconds": 13.0}
 
 
-def test_costs_name_every_stage(capsys):
+def test_costs_name_every_stage(world):
     from scene_distill.methods.mdt_dist.costs import measured_costs
 
     costs = list(measured_costs(TESTING))
@@ -396,3 +450,6 @@ def test_costs_name_every_stage(capsys):
         "teacher_structure", "student_structure", "teacher_latent", "student_latent",
     ]  # fmt: skip
     assert all(cost.seconds > 0 for cost in costs) and MDTConfig().shapes == 6144
+    again = list(measured_costs(MDTConfig(teacher=str(world), batch=4)))
+    assert [cost.stage for cost in again] == ["student_structure", "student_latent"]
+    assert [cost.parameters for cost in again] == [costs[5].parameters, costs[7].parameters], "of the world's width"

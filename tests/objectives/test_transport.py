@@ -180,7 +180,7 @@ def test_a_step_that_leaves_the_path_is_refused():
         velocity_matching(SmoothStudent(), flow.velocity, x, t * 0 + 0.005)
 
 
-@pytest.mark.parametrize("objective", ["vm", "vd", "cm", "pcm", "scm"])
+@pytest.mark.parametrize("objective", ["vm", "vd", "cm", "pcm", "scm", "mean flow"])
 def test_no_gradient_reaches_the_teacher(objective):
     _, x, noise, t = batch()
     teacher, student = SmoothStudent(), LinearStudent(2)
@@ -192,6 +192,7 @@ def test_no_gradient_reaches_the_teacher(objective):
         "cm": lambda: consistency_distillation(student, teacher, x, t),
         "pcm": lambda: phased_consistency(student, teacher, x, t, phases=3),
         "scm": lambda: continuous_consistency(student, teacher, x, t),
+        "mean flow": lambda: mean_flow(lambda x, r, t: student(x, t), teacher(x, t), x, 0 * t, t),
     }
     losses[objective]().loss.backward()
     assert all(p.grad is None for p in teacher.parameters())

@@ -13,6 +13,7 @@ from scene_distill.core.seeds import torch_generator
 from scene_distill.export.mesh_files import read_mesh, write_mesh
 from scene_distill.export.metadata import SplatMetadata
 from scene_distill.export.ply import read_ply, write_ply
+from scene_distill.nets.sparse_tensor import Voxels
 from scene_distill.nets.strict_loading import load_strictly
 from scene_distill.nets.trellis_networks import build_network
 from scene_distill.priors import trellis
@@ -83,6 +84,13 @@ def test_samples_depend_on_their_seed_and_number_alone(prior):
     again = {tuple(row) for row in alone.places.tolist()}
     assert len(first & again) >= 0.97 * len(first | again)
     assert len(first & other) < 0.9 * len(first)
+    renoised = FlowSettings(0.0, (0.0, 1.0), FlowSteps(3, sampler="renoise"))
+    again = prior.with_settings(structure=renoised, latent=renoised)
+    latents = again.structure_latents(described, 5, 2)
+    torch.testing.assert_close(latents[:1], again.structure_latents(described, 5), atol=1e-4, rtol=1e-4)
+    states, few = again.latent_states(described, together, 5), together.counts[0]
+    own = Voxels(together.coords[:few])
+    torch.testing.assert_close(states[:few], again.latent_states(described, own, 5), atol=1e-4, rtol=1e-4)
     latent = prior.sample_latent(described, together, 5)
     whole = prior.decode(latent, ("gaussians", "radiance"))
     assert [len(splats) for splats in whole["gaussians"]] == [4 * count for count in together.counts]
@@ -143,14 +151,13 @@ def test_everything_that_does_not_fit_is_in_one_message(copied):
     (copied / "ckpts" / "slat_dec_gs.safetensors").unlink()
     (copied / "ckpts" / "ss_dec.safetensors").write_bytes(b"no weights")
     pipeline = json.loads((copied / "pipeline.json").read_text())
-    with pytest.raises(UserError) as missing:
-        read_trellis_folder(copied)
-    assert "slat_decoder_gs" in str(missing.value) and "slat_dec_gs with both" in str(missing.value)
-    del pipeline["args"]["models"]["slat_decoder_gs"]
+    del pipeline["args"]["models"]["slat_flow_model"]
     (copied / "pipeline.json").write_text(json.dumps(pipeline))
     with pytest.raises(UserError) as caught:
         read_trellis_folder(copied)
     message = str(caught.value)
+    assert "names no slat_flow_model" in message
+    assert "slat_decoder_gs" in message and "slat_dec_gs with both" in message
     assert "1 missing: blocks.0.mlp.mlp.0.bias; 1 unexpected: blocks.9.extra" in message
     assert "1 misshapen: out_layer.bias is [9] instead of [8]" in message
     assert "sparse_structure_decoder" in message and "ss_dec.safetensors cannot be read" in message

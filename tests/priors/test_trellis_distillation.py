@@ -11,7 +11,9 @@ from test_trellis import Words
 from tiny_trellis import CONTEXT, red_ball, write_dino, write_trellis
 
 from scene_distill.blocks.workers import Workers
+from scene_distill.cli import generate_trellis
 from scene_distill.cli import main as cli
+from scene_distill.cli.generate import Generate
 from scene_distill.core.errors import UserError
 from scene_distill.export.ply import read_ply
 from scene_distill.methods.mdt_dist import trellis
@@ -170,6 +172,24 @@ def test_what_cannot_be_distilled_is_refused(folder, config, tmp_path, capsys):
     assert not (tmp_path / "none").exists()
     with pytest.raises(UserError, match="reads pictures"):
         read_descriptions(tmp_path / "empty.txt", "image")
+
+
+def test_students_of_phases_walk_them_and_keep_their_guidance(config):
+    """The folder says Euler's steps, one a phase, and refuses others; kept guidance stays the teacher's."""
+    run = trained(replace(config, objective="pcm", phases=2, keep_guidance=True, guidance=0.0))
+    for settings in (read_trellis_folder(run).structure, read_trellis_folder(run).latent):
+        assert settings.steps == FlowSteps(2, 1.0, "euler") and settings.interval == (0.0, 1.0)
+        assert (settings.phases, settings.guided, settings.weight) == (2, True, 2.0)
+    with pytest.raises(UserError, match="a student already"):
+        check_trellis(replace(config, teacher=str(run), output_dir=run.parent / "again"))
+    baked = trained(replace(config, output_dir=run.parent / "baked"))
+    changed = generate_trellis._changed
+    settings = read_trellis_folder(run).structure
+    assert changed(settings, Generate(steps=4)).steps == FlowSteps(4, 1.0, "euler")
+    with pytest.raises(UserError, match="distilled in 2 phases"):
+        changed(settings, Generate(steps=3))
+    with pytest.raises(UserError, match="did not keep it"):
+        changed(read_trellis_folder(baked).structure, Generate(guidance=1.0))
 
 
 def test_students_are_not_distilled_as_flows(config):

@@ -62,7 +62,7 @@ class MDTConfig:
     """Updates of the Gaussian decoder, from pictures."""
     teacher_steps: int = 12000
     """Updates of every flow."""
-    student_steps: int = 4000
+    student_steps: int = 8000
     """Updates of every student."""
     width: int = 256
     """Width of the structure flow; the surface flow has three quarters."""
@@ -74,7 +74,7 @@ class MDTConfig:
     """Highest learning rate of autoencoders and decoders."""
     teacher_rate: float = 1e-3
     """Highest learning rate of flows."""
-    student_rate: float = 3e-4
+    student_rate: float = 1.5e-4
     """Highest learning rate of students (published, for 1.1 billion parameters: 4e-8 and 1e-8)."""
     ema: float = 0.998
     """Decay of the moving average of weights (published: 0.9999)."""
@@ -130,6 +130,11 @@ class MDTConfig:
     """Continue the run in the run folder from its last commit."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the stages and what they cost on this machine, then stop."""
+
+    @property
+    def walked_phases(self) -> int:
+        """Steps that bring a student from noise to data: one, but one for every phase of pcm, with Euler."""
+        return self.phases if self.objective == "pcm" else 1
 
 
 TESTING = MDTConfig(

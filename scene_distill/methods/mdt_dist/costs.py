@@ -13,7 +13,7 @@ from scene_distill.blocks.workers import Workers
 from scene_distill.data.shape_shards import ShapeSet, write_shards
 from scene_distill.methods.mdt_dist.config import TINY, MDTConfig
 from scene_distill.methods.mdt_dist.model import FLOWS
-from scene_distill.methods.mdt_dist.run import MDTRun
+from scene_distill.methods.mdt_dist.run import MDTRun, saved_config, world_of
 from scene_distill.methods.mdt_dist.stages import Stage
 from scene_distill.training.sharded_learning import ShardedLearning
 
@@ -21,6 +21,9 @@ WARM, TIMED = 2, 5
 """Updates before the clock starts, and on it."""
 
 OBJECTS = 16
+
+SIZES = ("width", "depth", "highest_frequency")
+"""What a distilled run has from the run that made its world."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Cost:
 
 def measured_costs(config: MDTConfig) -> Iterator[Cost]:
     """The costs of all stages in order, the world's making first."""
+    if config.teacher != TINY:
+        taught = saved_config(world_of(Path(config.teacher)))
+        config = replace(config, **{name: getattr(taught, name) for name in SIZES}, shards=taught.shards)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = MDTRun(replace(config, teacher=TINY, shapes=OBJECTS, shards=1, output_dir=folder), Workers())

@@ -99,6 +99,16 @@ class Walk:
         return self.role or ("student" if self.steps <= 4 else "teacher")
 
 
+@dataclass(frozen=True)
+class StudentNotes:
+    """How a student wants to be walked. ``phases``: 1 for students of transport to t = 0, which renoise between steps;
+    more for those of phased consistency, which take Euler's steps, one a phase or equally many in each. ``guided``:
+    whether it kept the guidance, and can be asked for some."""
+
+    phases: int = 1
+    guided: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Shapes:
     """Sampled objects: whitened latents [B, ...], decoder latents, and occupancy [B, R, R, R] bool."""
@@ -137,6 +147,12 @@ class ShapeModel:
         if (role, flow) not in self.flows:
             raise UserError(f"this model has no {role} of the {flow} flow; train on with scene-distill distill mdt")
         return self.flows[role, flow]
+
+    @property
+    def student(self) -> StudentNotes:
+        """Of both flows' students: the more phases of the two, and guided if both are."""
+        notes = [StudentNotes(**kept) for kept in self.about.get("students", {}).values()] or [StudentNotes()]
+        return StudentNotes(max(note.phases for note in notes), all(note.guided for note in notes))
 
     def take(self, part: str, tensors: Mapping[str, Tensor]) -> None:
         """Fill a part; one of a flow ('teacher_structure') is made first."""

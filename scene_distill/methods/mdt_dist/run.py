@@ -42,7 +42,7 @@ from scene_distill.methods.mdt_dist.autoencoders import (
 )
 from scene_distill.methods.mdt_dist.config import TINY, MDTConfig
 from scene_distill.methods.mdt_dist.flows import FlowLesson, LatentFiles, StudentLesson
-from scene_distill.methods.mdt_dist.model import FLOWS, FlowName, ShapeModel, ShapeSizes, Whitening
+from scene_distill.methods.mdt_dist.model import FLOWS, FlowName, ShapeModel, ShapeSizes, StudentNotes, Whitening
 from scene_distill.methods.mdt_dist.stages import Stage, learn, student_learning
 from scene_distill.methods.mdt_dist.trellis import is_trellis, trellis_sha256
 from scene_distill.methods.mdt_dist.wall_clock import WallClock
@@ -156,12 +156,19 @@ class MDTRun:
         for flow in FLOWS:
             if self.config.stage in ("both", flow):
                 self._learn(self.student_stage(flow))
+        about = {"config": what_was_trained(self.config), "shapes": asdict(self.shapes), "students": self._students()}
+        self.model.about = about
         with self.workers.first_before_others("worker 0 writes the model"):
             if self.workers.rank == 0:
-                about = {"config": what_was_trained(self.config), "shapes": asdict(self.shapes)}
                 self.model.save(self.folder / "model.safetensors", about)
                 write_json(self.folder / "stages.json", self._notes())
         return self.model
+
+    def _students(self) -> dict[str, dict[str, Any]]:
+        """How the students of the flows want to be walked: this run's, and those of its teacher that it kept."""
+        mine = asdict(StudentNotes(self.config.walked_phases, self.config.keep_guidance))
+        flows = [flow for flow in FLOWS if self.config.stage in ("both", flow)]
+        return self.model.about.get("students", {}) | dict.fromkeys(flows, mine)
 
     def _notes(self) -> dict[str, Any]:
         """What every stage of this run took, by name, and the whole of it, with making and encoding the world."""

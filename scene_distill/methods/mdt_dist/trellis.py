@@ -6,7 +6,8 @@ Gradient:  as for the small world (`flows.student_outcome`), on the teacher's ow
            published recipe uses encoded objects instead.
 
 The run folder becomes a TRELLIS folder: students in the place of the flows, everything else the teacher's own files
-(hard links where the disk allows), and a pipeline.json that samples students in one step and renoises between several.
+(hard links where the disk allows), and a pipeline.json that samples students in one step and renoises between several,
+or takes Euler's steps through the phases of pcm.
 """
 
 from __future__ import annotations
@@ -201,7 +202,9 @@ class TrellisRun:
         args["models"] = {role: f"ckpts/{role}" for role in self.files.models}
         for flow in self.flows:
             params = args[SAMPLERS[flow]]["params"]
-            params |= {"steps": 1, "rescale_t": 1.0, "sampler": "renoise"}
+            phases = self.config.walked_phases
+            params |= {"steps": phases, "rescale_t": 1.0, "sampler": "renoise" if phases == 1 else "euler"}
+            params |= {"student": {"phases": phases, "guided": self.config.keep_guidance}}
             params |= {"cfg_interval": [0.0, 1.0]} if self.config.keep_guidance else {"cfg_strength": 0.0}
         self._copy_conditioner()
         self.clock.write()
@@ -238,7 +241,7 @@ def check_trellis(config: MDTConfig) -> None:
     for flow, setting in settings.items():
         if config.stage not in ("both", flow):
             continue
-        if setting.steps.sampler == "renoise":
+        if setting.phases:
             raise UserError(
                 f"the {flow} flow of {config.teacher} is a student already; distil its teacher, or another --stage"
             )
