@@ -305,11 +305,12 @@ def tables(results: dict) -> str:
 
 def _ratio_lines(results: dict[str, Any]) -> list[str]:
     """How one step stands to the teacher's many from the same noise: mean and sample deviation over seeds."""
-    lines = ["| arm | Frechet distance of | 1 step / teacher 25 | teacher 1 / 1 step | 2 renoised / 1 step |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| arm | Frechet distance of | 1 step / teacher 25 | teacher 1 / 1 step | 2 renoised / 1 step | "
+             "1 step / VM's 1 step | 2 Euler / VM's 1 step |", "|---|---|---|---|---|---|---|"]  # fmt: skip
     for arm in ("teacher", *ARMS):
         asked = (f"{arm}/SEED/1 euler", "teacher/SEED/25 euler"), ("teacher/SEED/1 euler", f"{arm}/SEED/1 euler")
         asked += ((f"{arm}/SEED/2 renoise", f"{arm}/SEED/1 euler"),)
+        asked += tuple((f"{arm}/SEED/{steps} euler", "VM/SEED/1 euler") for steps in (1, 2))
         for space in COLUMNS[:4]:
             cells = [_spread(_ratios(results, space, *names)) for names in asked]
             if set(cells) != {"–"}:

@@ -92,19 +92,25 @@ def test_the_students_start_from_their_teachers_and_leave_them(world):
     assert 0 < max(gaps) < 0.05
 
 
-@pytest.mark.parametrize("lesson", [autoencoders.StructureLesson, autoencoders.GaussianLesson, flows.FlowLesson])
-def test_a_run_stopped_in_any_stage_ends_with_the_same_bytes(world, tmp_path, monkeypatch, lesson):
-    config, plain, calls = replace(TESTING, output_dir=tmp_path), lesson.outcome, iter(range(1000))
+def train_until(config, lesson, count, monkeypatch):
+    """A run that is interrupted when a lesson is asked for a batch after ``count`` others."""
+    plain, calls = lesson.outcome, iter(range(1000))
 
     def failing(self, *arguments):
-        if next(calls) == 4:
+        if next(calls) == count:
             raise KeyboardInterrupt
         return plain(self, *arguments)
 
-    monkeypatch.setattr(lesson, "outcome", failing)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.setattr(lesson, "outcome", plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(lesson, "outcome", failing)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+
+
+@pytest.mark.parametrize("lesson", [autoencoders.StructureLesson, autoencoders.GaussianLesson, flows.FlowLesson])
+def test_a_run_stopped_in_any_stage_ends_with_the_same_bytes(world, tmp_path, monkeypatch, lesson):
+    config = replace(TESTING, output_dir=tmp_path)
+    train_until(config, lesson, 4, monkeypatch)
     assert not (tmp_path / "model.safetensors").exists()
     train(replace(config, resume=True))
     assert weights(tmp_path) == weights(world)
@@ -112,17 +118,7 @@ def test_a_run_stopped_in_any_stage_ends_with_the_same_bytes(world, tmp_path, mo
 
 def test_a_student_stopped_anywhere_ends_with_the_same_bytes(world, tmp_path, monkeypatch):
     config = replace(TESTING, output_dir=tmp_path, teacher=str(world), stage="structure")
-    plain, calls = StudentLesson.outcome, iter(range(1000))
-
-    def failing(self, *arguments):
-        if next(calls) == 9:
-            raise KeyboardInterrupt
-        return plain(self, *arguments)
-
-    monkeypatch.setattr(StudentLesson, "outcome", failing)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.setattr(StudentLesson, "outcome", plain)
+    train_until(config, StudentLesson, 9, monkeypatch)
     with pytest.raises(UserError, match="add --resume"):
         train(config)
     with pytest.raises(UserError, match="started with --student-rate"):
